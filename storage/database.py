@@ -1,0 +1,246 @@
+"""One database: its engine, its schema, and the checks before anything is written.
+
+SQLite and PostgreSQL only. On SQLite every connection runs in WAL mode with
+``synchronous=FULL`` and a write transaction starts with ``BEGIN IMMEDIATE``, so that two
+processes queue for the lock instead of failing half-way. Connections are never used across a
+fork: nothing in Tuner forks a process that holds one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+
+from storage import migrations
+from storage.errors import Unavailable
+from storage.tables import OPTUNA_SCHEMA
+
+__all__ = ["Database", "mask_url", "normalise_url"]
+
+_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs", "afs")
+
+
+def normalise_url(text: str) -> URL:
+    """The SQLAlchemy URL of a database that Tuner can use.
+
+    Raises:
+        Unavailable: not a URL, or another database than SQLite and PostgreSQL.
+
+    Example:
+        >>> normalise_url("postgresql://ann@db/tuner").drivername
+        'postgresql+psycopg'
+    """
+    try:
+        url = make_url(text)
+    except sa.exc.ArgumentError:
+        raise Unavailable(
+            f"storage {text!r} is not a database URL; write sqlite:///FILE.db or postgresql://USER@HOST/NAME"
+        ) from None
+    backend = url.get_backend_name()
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise Unavailable(f"storage {mask_url(text)!r}: Tuner writes to SQLite and PostgreSQL, not to {backend}")
+    if not url.database or url.database == ":memory:":
+        raise Unavailable("a SQLite database in memory is lost with its process; write sqlite:///FILE.db")
+    return url
+
+
+def mask_url(text: str) -> str:
+    """The URL without its password, for messages and logs."""
+    try:
+        return make_url(text).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return text
+
+
+class Database:
+    """A database that holds Optuna's tables and ours.
+
+    Args:
+        url: SQLAlchemy URL, or what :func:`normalise_url` accepts.
+        create: make the file and the tables where there are none. With False a database
+            without our tables can still be read.
+        timeout: seconds to wait for another program's lock, and for a connection.
+
+    Raises:
+        Unavailable: cannot be reached; an older or newer schema, of Optuna or of ours: then
+            nothing has been written.
+    """
+
+    def __init__(self, url: str | URL, *, create: bool = True, timeout: float = 30.0) -> None:
+        self.url = normalise_url(url if isinstance(url, str) else url.render_as_string(hide_password=False))
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        if self.is_sqlite:
+            _check_file(str(self.url.database), create)
+        self.engine: Engine = self._make_engine()
+        with self.errors():
+            self._check_schema(create)
+
+    def __str__(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+    @property
+    def text(self) -> str:
+        """The URL with its password, for a process that we start; never for a log."""
+        return self.url.render_as_string(hide_password=False)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Maps a database that is away, locked or full to :class:`Unavailable`, in one line."""
+        try:
+            yield
+        except sa.exc.IntegrityError:
+            raise  # a conflict of rows is the caller's to answer
+        except (sa.exc.InterfaceError, sa.exc.DatabaseError) as error:
+            cause = str(error.orig or error).strip().splitlines()
+            raise Unavailable(f"the database {self} cannot be used: {cause[0] if cause else error}") from error
+        except optuna.exceptions.StorageInternalError as error:
+            raise Unavailable(f"the database {self} cannot be used: {error.__cause__ or error}") from error
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection in a read transaction: one consistent view, no lock held on SQLite."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A connection in a write transaction, committed at the end of the block.
+
+        On SQLite the lock is taken at the start.
+        """
+        with self.engine.connect().execution_options(tuner_write=True) as connection, connection.begin():
+            yield connection
+
+    def optuna_storage(self) -> optuna.storages.RDBStorage:
+        """Optuna's own storage on this database, for studies that no driver of ours holds."""
+        arguments: dict[str, Any] = {"pool_pre_ping": True}
+        if self.is_sqlite:
+            arguments["connect_args"] = {"timeout": self._timeout}
+        return optuna.storages.RDBStorage(self.text, engine_kwargs=arguments, skip_table_creation=True)
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    def _make_engine(self) -> Engine:
+        if not self.is_sqlite:
+            engine = sa.create_engine(
+                self.url,
+                pool_pre_ping=True,
+                pool_recycle=1800,
+                connect_args={"connect_timeout": max(2, int(self._timeout / 3))},
+            )
+            return engine
+        engine = sa.create_engine(self.url, connect_args={"timeout": self._timeout})
+
+        @event.listens_for(engine, "connect")
+        def _connect(connection: sqlite3.Connection, record: object) -> None:
+            connection.isolation_level = None  # we begin transactions ourselves
+            connection.execute(f"PRAGMA busy_timeout={int(self._timeout * 1000)}")
+            connection.execute("PRAGMA synchronous=FULL")
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            write = connection.get_execution_options().get("tuner_write", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+        return engine
+
+    def _check_schema(self, create: bool) -> None:
+        with self.read() as connection:
+            tables = set(sa.inspect(connection).get_table_names())
+            if "studies" in tables:
+                _check_optuna(connection, tables, str(self))
+            current = migrations.revision(connection) if migrations.VERSION_TABLE in tables else None
+        head = migrations.head()
+        if current is not None and current not in migrations.known():
+            raise Unavailable(
+                f"the database {self} was written by a newer Tuner (revision {current}, this one knows {head}): "
+                "upgrade Tuner with 'pip install -U tuner'"
+            )
+        if current is not None and current != head:
+            raise Unavailable(
+                f"the database {self} is of an older Tuner (revision {current}); run 'tuner db upgrade'"
+            )
+        if create and (current is None or "studies" not in tables):
+            self._create(optuna_too="studies" not in tables)
+
+    def _create(self, optuna_too: bool) -> None:
+        if self.is_sqlite:
+            with self.engine.connect() as connection:
+                raw = connection.connection.dbapi_connection
+                assert raw is not None
+                raw.execute("PRAGMA journal_mode=WAL")
+        if optuna_too:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _retry_once(lambda: optuna.storages.RDBStorage(self.text).remove_session())
+        with self.write() as connection:
+            if not self.is_sqlite:  # two programs may start on an empty database at once
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463625)"))
+            migrations.upgrade(connection)
+
+
+def _retry_once(call: Any) -> None:
+    """Two programs that create Optuna's tables at once: one of them fails, and finds them then."""
+    try:
+        call()
+    except Exception:
+        call()
+
+
+def _check_optuna(connection: Connection, tables: set[str], shown: str) -> None:
+    """Refuse a schema of Optuna that this version was not tested to write."""
+    if "version_info" not in tables:
+        raise Unavailable(f"the database {shown} has a table 'studies' that is not Optuna's; use another database")
+    version = connection.execute(sa.text("SELECT schema_version FROM version_info")).scalar()
+    if version != OPTUNA_SCHEMA:
+        step = (
+            "run 'optuna storage upgrade --storage URL'"
+            if version is not None and version < OPTUNA_SCHEMA
+            else "upgrade Tuner with 'pip install -U tuner'"
+        )
+        raise Unavailable(
+            f"the database {shown} has Optuna's schema {version}, this Tuner writes {OPTUNA_SCHEMA}: {step}"
+        )
+
+
+def _check_file(path: str, create: bool) -> None:
+    """Refuse a SQLite file on a network file system, in a missing folder, or missing altogether."""
+    file = Path(path.removeprefix("file:").split("?")[0]).absolute()
+    if not create and not file.exists():
+        raise Unavailable(f"there is no database {file}; name another with --storage, or create a study first")
+    if not file.parent.is_dir():
+        raise Unavailable(f"the folder {file.parent} of the database {file.name} does not exist; create it first")
+    kind = _file_system(file.parent)
+    if kind.startswith(_NETWORK_FILE_SYSTEMS):
+        raise Unavailable(
+            f"{file} lies on a network file system ({kind}), where SQLite corrupts its files; "
+            "use a local folder or PostgreSQL"
+        )
+
+
+def _file_system(folder: Path) -> str:
+    real = os.path.realpath(folder)
+    best, kind = "", ""
+    for part in psutil.disk_partitions(all=True):
+        point = part.mountpoint.rstrip("/") + "/"
+        if (real + "/").startswith(point) and len(point) >= len(best):
+            best, kind = point, part.fstype
+    return kind

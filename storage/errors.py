@@ -1,0 +1,39 @@
+"""What storage raises; ``tuner`` maps each to a public error of its own.
+
+::
+
+    StorageError
+    ├── Unavailable     the database cannot be reached, or is not to be written by this version
+    ├── UnknownStudy    no study of that name, or it went away under a live driver
+    ├── Held            another live driver holds the study's lease
+    ├── LeaseLost       another driver took the lease: nothing was changed
+    └── Refused         a value that the database cannot hold (NUL, too long, out of range)
+"""
+
+from __future__ import annotations
+
+__all__ = ["Held", "LeaseLost", "Refused", "StorageError", "Unavailable", "UnknownStudy"]
+
+
+class StorageError(Exception):
+    """The base of storage's errors; the message is one line for a person."""
+
+
+class Unavailable(StorageError):
+    """The database cannot be reached, or its schema is not ours to write."""
+
+
+class UnknownStudy(StorageError):
+    """No study of that name is in the database (any more)."""
+
+
+class Held(StorageError):
+    """Another live driver holds the study."""
+
+
+class LeaseLost(StorageError):
+    """Another driver took the study over; nothing of this transaction was written."""
+
+
+class Refused(StorageError, ValueError):
+    """A value that cannot be stored on every database."""

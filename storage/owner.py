@@ -1,0 +1,74 @@
+"""Who holds a lease: a process named so that its number cannot be mistaken after a reboot."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["alive", "end", "identity", "same_host", "shown"]
+
+
+@functools.cache
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux: the host name is the best there is
+        return socket.gethostname()
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str | None:
+    """The kernel's start time of a process in ticks since boot; None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def identity(run: str) -> dict[str, str | int]:
+    """This process, and the mark ``run`` that the processes which it starts carry."""
+    return {
+        "host": socket.gethostname(),
+        "boot_id": _boot_id(),
+        "pid_namespace": _pid_namespace(),
+        "pid": os.getpid(),
+        "start_time": _start_time(os.getpid()) or "",
+        "run": run,
+    }
+
+
+def same_host(owner: Mapping[str, object]) -> bool:
+    """True when the owner's process number means something here."""
+    return owner.get("boot_id") == _boot_id() and owner.get("pid_namespace") == _pid_namespace()
+
+
+def alive(owner: Mapping[str, object]) -> bool | None:
+    """Whether the owner's process lives; None when it is on another host, so nobody can say."""
+    if not same_host(owner):
+        return None
+    return _start_time(int(str(owner["pid"]))) == owner.get("start_time")
+
+
+def end(owner: Mapping[str, object]) -> None:
+    """Kill a process of this host that stopped renewing its lease, so that it cannot wake up."""
+    if alive(owner):
+        os.kill(int(str(owner["pid"])), signal.SIGKILL)
+
+
+def shown(owner: Mapping[str, object] | str | None) -> str:
+    """The owner for a person, such as ``process 812 on gpu-box``."""
+    if isinstance(owner, str):
+        owner = json.loads(owner)
+    return f"process {owner['pid']} on {owner['host']}" if owner else "nobody"

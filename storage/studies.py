@@ -1,0 +1,172 @@
+"""A study's rows: Optuna's own, and ours beside them under a uid that no delete gives again."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.study import StudyDirection
+from sqlalchemy.engine import Connection
+
+from storage.clock import utcnow
+from storage.database import Database
+from storage.errors import Refused, UnknownStudy
+from storage.tables import UID_KEY, optuna_tables, studies
+
+__all__ = ["StudyRecord", "check_name", "create", "find", "names", "register"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """A study as the database has it.
+
+    Attributes:
+        uid: ours; "" for a study that only Optuna knows.
+        directions: ``"minimize"`` or ``"maximize"`` for each objective.
+        seed: of the study; None as long as it is not registered.
+        sampler, pruner: text such as ``"tpe(n_startup_trials=20)"``; None where an object was given.
+        objective: reference as plain data; None where it was sent by value, or never run.
+        settings: what ``optimize`` was last called with, as plain data.
+        stop_reason: why the last run ended, or None.
+    """
+
+    name: str
+    study_id: int
+    directions: tuple[str, ...]
+    uid: str = ""
+    seed: int | None = None
+    sampler: str | None = None
+    pruner: str | None = None
+    objective: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    stop_reason: str | None = None
+
+
+def find(database: Database, name: str) -> StudyRecord | None:
+    """The study of that name, or None."""
+    with database.errors(), database.read() as connection:
+        return _find(connection, name)
+
+
+def names(database: Database) -> list[str]:
+    """The names of all studies, in order of creation."""
+    table = optuna_tables["studies"]
+    with database.errors(), database.read() as connection:
+        return list(connection.execute(sa.select(table.c.study_name).order_by(table.c.study_id)).scalars())
+
+
+def create(
+    database: Database,
+    name: str,
+    directions: Sequence[str],
+    *,
+    seed: int,
+    sampler: str | None,
+    pruner: str | None,
+) -> StudyRecord | None:
+    """A new study with our row beside it, in one transaction; None when the name is taken.
+
+    Raises:
+        Refused: the name cannot be stored (empty, NUL, above 512 characters).
+    """
+    check_name(name)
+    table, ways = optuna_tables["studies"], optuna_tables["study_directions"]
+    try:
+        with database.errors(), database.write() as connection:
+            result = connection.execute(table.insert().values(study_name=name))
+            study_id = int(result.inserted_primary_key[0])
+            for objective, direction in enumerate(directions):
+                way = StudyDirection[direction.upper()]
+                connection.execute(ways.insert().values(study_id=study_id, direction=way, objective=objective))
+            _register(connection, study_id, seed=seed, sampler=sampler, pruner=pruner)
+    except sa.exc.IntegrityError:
+        return None
+    return find(database, name)
+
+
+def register(
+    database: Database, name: str, *, seed: int, sampler: str | None, pruner: str | None
+) -> StudyRecord:
+    """Our row beside a study that plain Optuna made; the record as it is when it has one.
+
+    Raises:
+        UnknownStudy: no study of that name.
+    """
+    with database.errors(), database.write() as connection:
+        record = _find(connection, name)
+        if record is None:
+            raise UnknownStudy(f"there is no study {name!r} in {database}")
+        if not record.uid or record.seed is None:
+            _register(connection, record.study_id, seed=seed, sampler=sampler, pruner=pruner)
+    found = find(database, name)
+    assert found is not None
+    return found
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that one of the databases cannot hold."""
+    if not isinstance(name, str) or not name or "\0" in name or len(name) > 512:
+        shown = name if len(str(name)) <= 60 else f"{name[:57]}..."
+        raise Refused(f"study name {shown!r}: give 1 to 512 characters without NUL")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise Refused(f"study name {name!r} has a lone surrogate, which no database stores") from None
+
+
+def _register(
+    connection: Connection, study_id: int, *, seed: int, sampler: str | None, pruner: str | None
+) -> None:
+    attrs = optuna_tables["study_system_attributes"]
+    mine = (attrs.c.study_id == study_id) & (attrs.c.key == UID_KEY)
+    known = connection.execute(sa.select(attrs.c.value_json).where(mine)).scalar_one_or_none()
+    uid = json.loads(known) if known else uuid.uuid4().hex
+    if not known:
+        connection.execute(attrs.insert().values(study_id=study_id, key=UID_KEY, value_json=json.dumps(uid)))
+    row = {
+        "study_uid": uid,
+        "seed": seed,
+        "sampler": sampler,
+        "pruner": pruner,
+        "settings": "{}",
+        "created_at": utcnow(),
+    }
+    connection.execute(studies.insert().values(row))
+
+
+def _find(connection: Connection, name: str) -> StudyRecord | None:
+    table, ways, attrs = (
+        optuna_tables[part] for part in ("studies", "study_directions", "study_system_attributes")
+    )
+    study_id = connection.execute(
+        sa.select(table.c.study_id).where(table.c.study_name == name)
+    ).scalar_one_or_none()
+    if study_id is None:
+        return None
+    query = sa.select(ways.c.direction).where(ways.c.study_id == study_id).order_by(ways.c.objective)
+    directions = tuple(way.name.lower() for way in connection.execute(query).scalars())
+    mine = (attrs.c.study_id == study_id) & (attrs.c.key == UID_KEY)
+    known = connection.execute(sa.select(attrs.c.value_json).where(mine)).scalar_one_or_none()
+    record = StudyRecord(name=name, study_id=study_id, directions=directions)
+    if known is None:
+        return record
+    uid = json.loads(known)
+    row = connection.execute(sa.select(studies).where(studies.c.study_uid == uid)).one_or_none()
+    if row is None:
+        return record
+    return StudyRecord(
+        name=name,
+        study_id=study_id,
+        directions=directions,
+        uid=uid,
+        seed=row.seed,
+        sampler=row.sampler,
+        pruner=row.pruner,
+        objective=json.loads(row.objective) if row.objective else None,
+        settings=json.loads(row.settings),
+        stop_reason=row.stop_reason,
+    )

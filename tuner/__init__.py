@@ -1,0 +1,85 @@
+"""Tuner: an Optuna study on a cluster, with nothing lost when anything is killed.
+
+::
+
+    study = tuner.create_study("digits", storage="sqlite:///tuner.db", direction="maximize")
+    tuner.optimize(study, objective, n_trials=100)
+
+The public names below are all there is; each is imported when it is first used, so that
+``import tuner`` itself costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.checkpoint import Checkpoint
+    from tuner.errors import (
+        BadCheckpoint,
+        BadInput,
+        BadObjective,
+        ClusterUnavailable,
+        Infeasible,
+        Interrupted,
+        StoreUnavailable,
+        StudyExists,
+        StudyHeld,
+        StudyNotFound,
+        StudyStopped,
+        TunerError,
+    )
+    from tuner.optimize import optimize, resume
+    from tuner.resources import Resources
+    from tuner.retry import Retry
+    from tuner.studies import best_checkpoint, create_study, load_study
+    from tuner.trial import Trial
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadCheckpoint",
+    "BadInput",
+    "BadObjective",
+    "Checkpoint",
+    "ClusterUnavailable",
+    "Infeasible",
+    "Interrupted",
+    "Resources",
+    "Retry",
+    "StoreUnavailable",
+    "StudyExists",
+    "StudyHeld",
+    "StudyNotFound",
+    "StudyStopped",
+    "Trial",
+    "TunerError",
+    "best_checkpoint",
+    "create_study",
+    "load_study",
+    "optimize",
+    "resume",
+]
+
+_HOMES = {
+    "tuner.checkpoint": ("Checkpoint",),
+    "tuner.optimize": ("optimize", "resume"),
+    "tuner.resources": ("Resources",),
+    "tuner.retry": ("Retry",),
+    "tuner.studies": ("best_checkpoint", "create_study", "load_study"),
+    "tuner.trial": ("Trial",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'tuner' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME.get(name, "tuner.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,104 @@
+"""Everything that the ranks of one attempt are given: no database, no handle, no live object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuner.resources import Resources
+
+__all__ = ["Assignment", "Draw", "ObjectiveRef", "Resume", "Shard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRef:
+    """Where an objective is found.
+
+    By reference: ``file`` (absolute path), ``module`` (the name it is imported under) and
+    ``name`` (dotted name inside it). By value, from notebooks, lambdas and scripts that have no
+    ``if __name__ == "__main__"`` guard: ``pickled``. Never both.
+
+    Attributes:
+        digest: SHA-256 of the objective's source, "" where none can be had.
+        sys_path: folders that the driver could import from, put first on the worker.
+        preload: installed modules that the file imports at its top; the zygote imports them once.
+    """
+
+    module: str = ""
+    name: str = ""
+    file: str = ""
+    pickled: bytes = b""
+    digest: str = ""
+    sys_path: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A parameter's value in Optuna's internal representation, and its distribution as JSON."""
+
+    value: float
+    distribution: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One rank's part of a checkpoint: where it lies, its SHA-256 and size in bytes."""
+
+    rank: int
+    path: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """The checkpoint that an attempt starts from, verified by the driver."""
+
+    attempt: int
+    step: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One attempt of one trial, as its ranks receive it.
+
+    Attributes:
+        run: mark of the driver's run; every process of ours carries it in ``TUNER_RUN``.
+        epoch: the driver's lease epoch; groups refuse a lower one.
+        directions: ``"minimize"`` or ``"maximize"`` for each objective.
+        params: parameters that are already fixed (of an earlier attempt).
+        fixed: parameters of an enqueued trial: name to plain value.
+        relative: the sampler's joint draw, made before dispatch.
+        user_attrs, constraints, reports: what earlier attempts left, up to the checkpoint.
+        checkpoints: fsspec URI or folder of this trial; attempts are folders below it.
+        env: environment variables for the ranks, values included; never stored.
+        folder: the driver's working folder; a rank works in it where the node has it.
+        can_prune: False where the pruner can never say True, so ``should_prune`` need not ask.
+    """
+
+    run: str
+    epoch: int
+    study: str
+    directions: tuple[str, ...]
+    number: int
+    attempt: int
+    seed: int
+    started: str  # ISO, UTC as Optuna stores it
+    objective: ObjectiveRef
+    resources: Resources
+    gpus: float = 0  # per rank, resolved
+    params: Mapping[str, Draw] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    relative: Mapping[str, Draw] = field(default_factory=dict)
+    user_attrs: Mapping[str, Any] = field(default_factory=dict)
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    reports: Mapping[int, float] = field(default_factory=dict)
+    checkpoints: str = ""
+    resume: Resume | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
+    can_prune: bool = True
+    grace: float = 10.0

@@ -1,0 +1,90 @@
+"""The contract of an executor: it runs attempts and carries messages; it decides nothing else.
+
+One executor serves one run of one driver, and is used from the driver's thread only. The same
+contract tests (``tests/test_executors.py``) run on each implementation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tuner.assignment import Assignment
+from tuner.messages import Answer, Envelope
+from tuner.outcome import Reason
+from tuner.resources import Resources
+
+__all__ = ["Cluster", "Executor", "Sink"]
+
+Sink = Callable[[Envelope], None]
+"""What the driver does with a message. It may call :meth:`Executor.answer` before it returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What an executor found when it opened.
+
+    Attributes:
+        slots: attempts that fit at once with the resources asked for, at least 1.
+        gpus: GPUs per rank, resolved from ``Resources.gpus``.
+        description: one line for a person: nodes, cores, GPUs.
+    """
+
+    slots: int
+    gpus: float
+    description: str
+
+
+class Executor(ABC):
+    """Runs attempts of trials, each on ``resources.ranks`` processes."""
+
+    @abstractmethod
+    def open(self, run: str, epoch: int, resources: Resources, sink: Sink) -> Cluster:
+        """Connect and compare what is asked with what the cluster can ever hold.
+
+        Args:
+            run: mark that every process of this run carries in its environment (``TUNER_RUN``).
+            epoch: the driver's lease epoch; groups refuse calls of a lower one.
+            sink: called by :meth:`poll`, in the caller's thread, once per message in order of
+                ``seq`` for each rank.
+
+        Raises:
+            Infeasible: one trial can never fit.
+            ClusterUnavailable: the cluster cannot be reached.
+        """
+
+    @abstractmethod
+    def start(self, assignment: Assignment) -> None:
+        """Begin an attempt and return without waiting for it.
+
+        Its messages are delivered by later calls of :meth:`poll`: ``Started``, the ranks' own,
+        then ``Ended`` exactly once, then ``Released`` exactly once, whatever happens.
+        """
+
+    @abstractmethod
+    def poll(self, timeout: float) -> None:
+        """Deliver what has arrived to the sink; wait at most ``timeout`` seconds for the first."""
+
+    @abstractmethod
+    def answer(self, number: int, rank: int, answer: Answer) -> None:
+        """Reply to a question of a rank. Ignored when the attempt is over."""
+
+    @abstractmethod
+    def committed(self, number: int, rank: int, seq: int) -> None:
+        """What a rank sent up to ``seq`` is durable; its shell may forget it."""
+
+    @abstractmethod
+    def stop(self, number: int, reason: Reason, grace: float) -> None:
+        """Ask an attempt to stop: it may checkpoint for ``grace`` seconds, then it is killed.
+
+        Its ``Ended`` carries ``reason``, unless the objective finished on its own meanwhile.
+        """
+
+    @abstractmethod
+    def kill(self, number: int, reason: Reason, message: str) -> None:
+        """End an attempt's processes, with their whole trees, now. ``Ended`` carries ``reason``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every process of the run and let go of the cluster. Can be called twice."""

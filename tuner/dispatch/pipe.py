@@ -1,0 +1,64 @@
+"""The channel between a rank's process and its shell: lines of JSON over a socket pair."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+from tuner.messages import Message, encode
+
+__all__ = ["PipeChannel", "STOP", "answer_line"]
+
+STOP = b'{"stop": true}\n'
+"""What the shell writes when the rank is asked to stop."""
+
+
+def answer_line(question: int, value: Any, error: str) -> bytes:
+    """An answer as the shell writes it to its child."""
+    return json.dumps({"id": question, "value": value, "error": error}).encode() + b"\n"
+
+
+class PipeChannel:
+    """The rank's end; see :class:`tuner.channel.Channel`. Used from the rank's main thread."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._buffer = b""
+        self._questions = 0
+        self._stop = False
+        self._answers: dict[int, dict[str, Any]] = {}
+
+    def send(self, message: Message) -> None:
+        self._socket.sendall(encode(message).encode() + b"\n")
+
+    def ask(self, kind: type[Message], **fields: Any) -> Any:
+        self._questions += 1
+        number = self._questions
+        self.send(kind(id=number, **fields))
+        while number not in self._answers:
+            self._read(block=True)
+        answer = self._answers.pop(number)
+        if answer["error"]:
+            raise RuntimeError(answer["error"])
+        return answer["value"]
+
+    def stop_requested(self) -> bool:
+        if not self._stop:
+            self._read(block=False)
+        return self._stop
+
+    def _read(self, *, block: bool) -> None:
+        try:
+            data = self._socket.recv(65536, 0 if block else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        if not data:
+            raise ConnectionError("the shell of this rank is gone")
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "stop" in message:
+                self._stop = True
+            else:
+                self._answers[message["id"]] = message

@@ -1,0 +1,200 @@
+"""The process that ranks are forked from: it has imported torch, and holds nothing that lives.
+
+No thread, no CUDA, no Ray, no connection: a fork of it is a fresh process in milliseconds. It
+waits for requests of its shell, forks, and reports exact exit codes and signals. When a child
+ends, everything that the child left behind is ended too: the zygote is the subreaper of its
+tree. When the shell dies, its end of the control socket closes, and the zygote ends all.
+
+Run as ``python -m tuner.dispatch.zygote FD [MODULE ...]``.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pickle
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+from dataclasses import replace
+from typing import Any
+
+import psutil
+
+from tuner.assignment import Assignment
+from tuner.channel import Place
+from tuner.dispatch.pipe import PipeChannel
+from tuner.processes import become_subreaper, die_with_parent
+
+__all__ = ["main", "request"]
+
+_HEADER = struct.Struct("!I")
+_MAX_FDS = 3
+
+
+def request(
+    control: socket.socket, assignment: Assignment, place: Place, child: int, output: int, listen: int
+) -> None:
+    """Ask a zygote to fork a rank (the shell's side).
+
+    Args:
+        control: the shell's end of the control socket.
+        child: file descriptor of the rank's end of its channel.
+        output: file that becomes the rank's standard output and error.
+        listen: socket on which rank 0 serves its store, or -1.
+    """
+    body = pickle.dumps((assignment, place))
+    descriptors = [child, output, *([listen] if listen >= 0 else [])]
+    packed = array.array("i", descriptors)
+    control.sendmsg([_HEADER.pack(len(body))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
+    control.sendall(body)
+
+
+def main() -> None:
+    """Serve one shell until it goes."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    for name in ("torch", "optuna", "tuner.worker", *sys.argv[2:]):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    become_subreaper()
+    gc.collect()
+    gc.freeze()
+    wake, wake_write = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    _tell(control, {"ready": os.getpid()})
+    _serve(control, wake, wake_write)
+
+
+def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
+    child = 0
+    while True:
+        readable, _, _ = select.select([control, wake], [], [])
+        if wake in readable:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake, 4096)
+            child = _reap(control, child)
+        if control in readable:
+            received = _receive(control)
+            if received is None:
+                _end_everything()
+                return
+            assignment, place, descriptors = received
+            child = os.fork()
+            if child == 0:
+                signal.set_wakeup_fd(-1)
+                for descriptor in (wake, wake_write):
+                    os.close(descriptor)
+                control.close()
+                _become_rank(assignment, place, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            _tell(control, {"started": child})
+
+
+def _receive(control: socket.socket) -> tuple[Assignment, Place, list[int]] | None:
+    """The next request; None when the shell is gone."""
+    try:
+        header, descriptors, _, _ = socket.recv_fds(control, _HEADER.size, _MAX_FDS)
+        if len(header) < _HEADER.size:
+            return None
+        (size,) = _HEADER.unpack(header)
+        body = bytearray()
+        while len(body) < size:
+            part = control.recv(size - len(body))
+            if not part:
+                return None
+            body += part
+    except ConnectionError:
+        return None
+    assignment, place = pickle.loads(bytes(body))  # from our own shell, over a private socket
+    return assignment, place, descriptors
+
+
+def _become_rank(assignment: Assignment, place: Place, descriptors: list[int]) -> None:
+    """In the child: run the rank, and never return."""
+    code = 1
+    try:
+        os.setsid()
+        die_with_parent()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(descriptors[1], 1)
+        os.dup2(descriptors[1], 2)
+        os.close(descriptors[1])
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if os.path.isdir(assignment.folder):
+            os.chdir(assignment.folder)
+        os.environ.update(assignment.env)
+        os.environ["TUNER_STUDY"] = assignment.study
+        os.environ["TUNER_TRIAL"] = str(assignment.number)
+        gc.unfreeze()
+        from tuner import worker
+
+        listen = descriptors[2] if len(descriptors) > 2 else -1
+        channel = PipeChannel(socket.socket(fileno=descriptors[0]))
+        worker.run(assignment, replace(place, listen_fd=listen), channel)
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _reap(control: socket.socket, child: int) -> int:
+    """Collect ended children; when it was the rank, end what it left, then report."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return 0 if child == 0 else child
+        if pid == 0:
+            return child
+        if pid == child:
+            _end_children()
+            _tell(control, {"exited": pid, "code": os.waitstatus_to_exitcode(status)})
+            child = 0
+
+
+def _end_children() -> None:
+    """Kill every process below the zygote and wait for each: nothing of an attempt stays."""
+    while True:
+        below = psutil.Process().children(recursive=True)
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        try:
+            while os.waitpid(-1, 0)[0]:
+                pass
+        except ChildProcessError:
+            return
+
+
+def _end_everything() -> None:
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        control.sendall(json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

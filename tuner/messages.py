@@ -1,0 +1,217 @@
+"""The values that cross between a rank, its shell and the driver.
+
+Every message is frozen and has a plain JSON form, so that it can wait in an outbox, go over a
+pipe, and be told apart after a take-over. A rank sends; the driver answers questions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.outcome import Outcome, Reason
+
+__all__ = [
+    "Answer",
+    "Ask",
+    "Call",
+    "Constraint",
+    "Ended",
+    "Envelope",
+    "Finished",
+    "Log",
+    "Message",
+    "Param",
+    "Question",
+    "RankInfo",
+    "Released",
+    "Report",
+    "Sample",
+    "Saved",
+    "Started",
+    "UserAttr",
+    "decode",
+    "encode",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """Anything that goes from a rank (or its group) to the driver."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Param(Message):
+    """Rank 0 fixed a parameter: internal representation and Optuna's distribution as JSON."""
+
+    name: str
+    value: float
+    distribution: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Message):
+    """An intermediate value of the objective."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log(Message):
+    """Further metrics of a step."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserAttr(Message):
+    """A user attribute; ``value`` is what ``json.dumps`` accepts."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint(Message):
+    """A constraint's value; at most 0 is feasible."""
+
+    key: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(Message):
+    """A message that waits for an :class:`Answer` with the same ``id``."""
+
+    id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Question):
+    """A parameter that did not travel with the trial. Answer: its internal representation."""
+
+    name: str
+    distribution: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(Question):
+    """``should_prune`` of rank 0. Answer: True or False, for every report made before it."""
+
+    ordinal: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(Question):
+    """A rank's checkpoint is durable on its file system. Answer: None, once it is recorded."""
+
+    step: int
+    path: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Question):
+    """A member of ``trial.study``. Answer: its value in JSON form."""
+
+    method: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankInfo:
+    """Where a rank runs: host name, Ray node id, process id, physical devices."""
+
+    rank: int
+    host: str
+    node: str
+    pid: int
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Message):
+    """All ranks of an attempt have a process."""
+
+    ranks: tuple[RankInfo, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Message):
+    """One rank's own word on its end, its last message. The executor turns the endings of all
+    ranks into one :class:`Ended`; the driver never sees this one.
+
+    Attributes:
+        collateral: the error only says that a peer went away; the peer's end is the cause.
+    """
+
+    outcome: Outcome
+    collateral: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended(Message):
+    """The attempt's outcome is decided. Sent once; nothing of the attempt follows but Released."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released(Message):
+    """Every process of the attempt is gone and its slot is free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The driver's reply to a question: a JSON value, or the text of an error."""
+
+    id: int
+    value: Any = None
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """A message with its sender: ``seq`` counts the messages of one rank in one attempt from 1."""
+
+    number: int
+    attempt: int
+    rank: int
+    seq: int
+    message: Message
+
+
+_TYPES: dict[str, type[Message]] = {
+    cls.__name__: cls
+    for cls in (Param, Report, Log, UserAttr, Constraint, Sample, Ask, Saved, Call, Started, Finished, Ended, Released)
+}
+
+
+def encode(message: Message) -> str:
+    """The message as one line of JSON.
+
+    Raises:
+        TypeError: a user attribute or argument is not plain data.
+    """
+    fields = (
+        dataclasses.asdict(message) if isinstance(message, Started | Finished | Ended) else message.__dict__
+    )
+    return json.dumps([type(message).__name__, fields])
+
+
+def decode(line: str) -> Message:
+    """The message that :func:`encode` wrote."""
+    name, fields = json.loads(line)
+    if name == "Started":
+        ranks = tuple(RankInfo(**{**rank, "devices": tuple(rank["devices"])}) for rank in fields["ranks"])
+        return Started(ranks=ranks)
+    if "outcome" in fields:
+        outcome = fields["outcome"]
+        values = tuple(outcome["values"])
+        fields["outcome"] = Outcome(**{**outcome, "reason": Reason(outcome["reason"]), "values": values})
+    return _TYPES[name](**fields)

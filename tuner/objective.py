@@ -1,0 +1,302 @@
+"""Objectives by reference: how one is named, found, checked, sent and imported.
+
+An objective travels as (file, module name, name, digest) and is imported on the worker under
+its module name, so that DataLoader's spawn, pickling of its classes and its relative helpers
+work as in a script. It travels by value (cloudpickle) only where there is no file to import:
+notebooks, lambdas and closures, and a script that would run its whole study again when it is
+imported, because it has no ``if __name__ == "__main__"`` guard.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from tuner.assignment import ObjectiveRef
+from tuner.errors import BadObjective
+from tuner.shadow import OWN_PACKAGES, check_folder
+
+__all__ = ["describe", "from_json", "imports", "load", "refer", "to_json"]
+
+
+def refer(objective: Callable[..., Any] | str) -> ObjectiveRef:
+    """The reference of an objective: a callable, ``"FILE.py:NAME"`` or ``"package.module:NAME"``.
+
+    Raises:
+        BadObjective: it is not there, cannot be imported, is not callable, or cannot be sent.
+    """
+    if isinstance(objective, str):
+        return _from_text(objective)
+    if not callable(objective):
+        raise BadObjective(f"the objective {objective!r} is not callable; give a function of the trial")
+    return _by_reference(objective) or _by_value(objective)
+
+
+def load(ref: ObjectiveRef) -> Callable[..., Any]:
+    """Import an objective, in the process that is to call it.
+
+    Raises:
+        BadObjective: with the file, the line and the cause in one line.
+    """
+    for folder in reversed(ref.sys_path):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    if ref.pickled:
+        try:
+            found = cloudpickle.loads(ref.pickled)
+        except Exception as error:
+            raise BadObjective(f"the objective cannot be unpacked here: {error}") from error
+        return found  # type: ignore[no-any-return]
+    module = _import(ref.module, ref.file)
+    found = _attribute(module, ref.name, ref.file or ref.module)
+    if not callable(found):
+        raise BadObjective(f"{ref.name!r} in {ref.file or ref.module} is {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def describe(ref: ObjectiveRef) -> str:
+    """The reference for a person, such as ``train.py:objective``."""
+    return f"{ref.file or ref.module}:{ref.name}" if ref.name else "an objective sent by value"
+
+
+def to_json(ref: ObjectiveRef) -> str:
+    """The reference as plain data; an objective that is sent by value has none.
+
+    Raises:
+        ValueError: it is by value.
+    """
+    if ref.pickled:
+        raise ValueError("an objective that is sent by value is not stored")
+    return json.dumps({"module": ref.module, "name": ref.name, "file": ref.file, "digest": ref.digest})
+
+
+def from_json(text: str) -> ObjectiveRef:
+    """The reference that :func:`to_json` wrote, with today's digest and imports of its file."""
+    plain = json.loads(text)
+    if plain["file"] and not Path(plain["file"]).exists():
+        raise BadObjective(f"the objective's file {plain['file']} is gone; pass another with objective=...")
+    return _reference(plain["module"], plain["name"], plain["file"])
+
+
+def imports(file: str) -> tuple[str, ...]:
+    """Installed modules that a file imports at its top: a zygote can import them once for all."""
+    try:
+        tree = ast.parse(Path(file).read_text())
+    except (OSError, SyntaxError, ValueError):
+        return ()
+    names: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+    left_out = {"ray", "streamlit", "__future__", *OWN_PACKAGES, *sys.stdlib_module_names}
+    return tuple(dict.fromkeys(name for name in names if _is_installed(name, left_out)))
+
+
+def _is_installed(name: str, left_out: set[str]) -> bool:
+    top = name.partition(".")[0]
+    if top in left_out:
+        return False
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(top)
+        return spec is not None and "site-packages" in (spec.origin or "")
+    return False
+
+
+def _reference(module: str, name: str, file: str) -> ObjectiveRef:
+    return ObjectiveRef(
+        module=module,
+        name=name,
+        file=file,
+        digest=_digest(file),
+        sys_path=_sys_path(file),
+        preload=imports(file),
+    )
+
+
+def _digest(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _sys_path(file: str = "") -> tuple[str, ...]:
+    """Folders to import from on a worker: those of this process, the file's own first."""
+    own = [str(Path(file).parent)] if file and not _in_package(file) else []
+    ours = [os.path.abspath(part or os.getcwd()) for part in sys.path]
+    standard = {os.path.dirname(os.__file__), os.path.join(os.path.dirname(os.__file__), "lib-dynload")}
+    return tuple(
+        dict.fromkeys(
+            part
+            for part in own + ours
+            if os.path.isdir(part) and part not in standard and "site-packages" not in part
+        )
+    )
+
+
+def _in_package(file: str) -> bool:
+    return (Path(file).parent / "__init__.py").exists()
+
+
+def _from_text(text: str) -> ObjectiveRef:
+    target, _, name = text.partition(":")
+    name = name or "objective"
+    if not target.endswith(".py"):
+        if "/" in target or os.path.exists(target):
+            raise BadObjective(f"{target!r} is not a Python file; write FILE.py:NAME or package.module:NAME")
+        return _from_module(target, name)
+    path = Path(target).absolute()
+    if not path.is_file():
+        raise BadObjective(f"there is no file {target}; write FILE.py:NAME or package.module:NAME")
+    check_folder(path.parent)
+    ref = _reference(path.stem, name, str(path))
+    load(ref)
+    return ref
+
+
+def _from_module(target: str, name: str) -> ObjectiveRef:
+    module = _import(target, "")
+    found = _attribute(module, name, target)
+    if not callable(found):
+        raise BadObjective(f"{target}:{name} is {type(found).__name__}, not a function of the trial")
+    file = getattr(module, "__file__", None) or ""
+    return _reference(target, name, str(Path(file).absolute()) if file else "")
+
+
+def _by_reference(objective: Callable[..., Any]) -> ObjectiveRef | None:
+    """The reference of a module-level function of an importable file; None where there is none."""
+    name, module_name = getattr(objective, "__qualname__", ""), getattr(objective, "__module__", "")
+    if inspect.ismethod(objective) or not name or "<" in name:
+        return None
+    module = sys.modules.get(module_name)
+    file = getattr(module, "__file__", None)
+    if module is None or not file or not Path(file).is_file():
+        return None
+    with contextlib.suppress(AttributeError):
+        if functools.reduce(getattr, name.split("."), module) is not objective:
+            return None
+        path = Path(file).absolute()
+        if module_name != "__main__":
+            return _reference(module_name, name, str(path))
+        if not _has_guard(path):
+            return None
+        check_folder(path.parent)
+        return _reference(path.stem, name, str(path))
+    return None
+
+
+def _has_guard(file: Path) -> bool:
+    """Whether a script can be imported without running: ``if __name__ == "__main__":``."""
+    with contextlib.suppress(OSError, SyntaxError):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.If) and "__name__" in ast.dump(node.test) and "__main__" in ast.dump(node.test):
+                return True
+    return False
+
+
+def _by_value(objective: Callable[..., Any]) -> ObjectiveRef:
+    try:
+        pickled = cloudpickle.dumps(objective)
+    except Exception as error:
+        raise BadObjective(
+            f"the objective {objective!r} cannot be sent to a worker ({error}); "
+            "move it to the top of a file, and open files, locks and connections inside it"
+        ) from error
+    with contextlib.suppress(OSError, TypeError):
+        digest = hashlib.sha256(inspect.getsource(inspect.unwrap(objective)).encode()).hexdigest()
+        return ObjectiveRef(pickled=pickled, digest=digest, sys_path=_sys_path())
+    return ObjectiveRef(pickled=pickled, digest="", sys_path=_sys_path())
+
+
+def _attribute(module: ModuleType, name: str, where: str) -> Any:
+    try:
+        return functools.reduce(getattr, name.split("."), module)
+    except AttributeError:
+        own = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
+        ]
+        has = f"it has: {', '.join(own)}" if own else "it defines no function"
+        raise BadObjective(f"there is no {name!r} in {where}; {has}") from None
+
+
+def _import(name: str, file: str) -> ModuleType:
+    """Import a module by name, or the file under that name where the name means another file."""
+    known = sys.modules.get(name)
+    if known is not None and (not file or _same(getattr(known, "__file__", None), file)):
+        return known
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            spec = importlib.util.find_spec(name) if name.partition(".")[0] not in ("", "__main__") else None
+            if spec is not None and (not file or _same(spec.origin, file)):
+                return importlib.import_module(name)
+            if not file:
+                raise BadObjective(f"there is no module {name!r}; write FILE.py:NAME or package.module:NAME")
+            return _import_file(name, file)
+    except BadObjective:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        if isinstance(error, ModuleNotFoundError) and not file and error.name == name.partition(".")[0]:
+            raise BadObjective(f"there is no module {name!r}; write FILE.py:NAME or package.module:NAME") from None
+        raise BadObjective(f"{_at(error, file or name)}: {_one_line(error)}") from error
+
+
+def _import_file(name: str, file: str) -> ModuleType:
+    folder = str(Path(file).parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        if before is not None:
+            sys.modules[name] = before
+        raise
+    return module
+
+
+def _same(one: str | None, other: str) -> bool:
+    return bool(one) and os.path.realpath(str(one)) == os.path.realpath(other)
+
+
+def _at(error: BaseException, file: str) -> str:
+    """``FILE line N`` where the error arose within the file, else in its importer."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename} line {error.lineno}"
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == file:
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return f"{file} line {line}" if line else file
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,285 @@
+"""The public entry: drive a study on a cluster until its budget is spent."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from storage import Database, HeldStudy, Lease, StudyRecord, studies
+from storage.writes import SetStudyRow
+from tuner import objective as objectives
+from tuner import provenance, samplers, store
+from tuner.assignment import ObjectiveRef
+from tuner.dispatch.base import Executor
+from tuner.driver import Callback, Driver, Job
+from tuner.errors import BadInput
+from tuner.resources import Resources
+from tuner.retry import Retry
+from tuner.settings import Settings
+from tuner.snapshot import Progress
+from tuner.studies import PrunerSpec, SamplerSpec, database_of, new_seed, unknown
+from tuner.study import DrivenStudy, Space, check_space
+
+__all__ = ["optimize", "resume"]
+
+Objective = Callable[[Any], Any]
+
+
+def optimize(
+    study: optuna.Study,
+    objective: Objective | str,
+    n_trials: int | None = None,
+    timeout: float | None = None,
+    n_jobs: int | None = None,
+    catch: Iterable[type[Exception]] | type[Exception] = (),
+    callbacks: Sequence[Callback] | None = None,
+    gc_after_trial: bool = False,
+    show_progress_bar: bool | None = None,
+    *,
+    space: Space = None,
+    resources: Resources | None = None,
+    max_concurrent: int | None = None,
+    retry: Retry | None = None,
+    trial_timeout: float | None = None,
+    stall_timeout: float | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    address: str | None = None,
+    executor: str = "ray",
+    isolation: str = "attempt",
+    env: Sequence[str] = (),
+    progress: bool | Progress | None = None,
+    alerts: Sequence[str] = (),
+) -> optuna.Study:
+    """Run trials of ``study`` on a Ray cluster until its budget is spent, and return the study.
+
+    Args:
+        study: of :func:`tuner.create_study`, or a plain ``optuna.Study`` on SQLite or PostgreSQL.
+        objective: an Optuna objective, unchanged; or ``"FILE.py:NAME"``, ``"package.module:NAME"``.
+        n_trials: finished trials of the study as a whole, so that running a script again resumes
+            it. None: until ``timeout`` or ``stop()``.
+        timeout: seconds; then nothing new starts and running trials finish.
+        n_jobs: alias of ``max_concurrent``; -1 means the default, as many as the cluster holds.
+        catch, gc_after_trial: accepted for Optuna's sake; an exception fails its trial and never
+            the study (unless ``retry.stop_after`` identical ones follow each other), and each
+            attempt is a process of its own.
+        callbacks: called in the driver with (study, trial) after the commit of a terminal state.
+        space: distributions by name, or a function of the trial; evaluated in the driver.
+        resources: per rank; see :class:`tuner.Resources`.
+        retry: see :class:`tuner.Retry`.
+        trial_timeout: seconds of wall clock that an attempt may take.
+        stall_timeout: seconds that an attempt may be silent (no report, no question).
+        checkpoints: fsspec URI or folder; default: beside a SQLite file. Several nodes need a shared one.
+        address: of a Ray cluster; default ``$RAY_ADDRESS``, else a local one, started and ended here.
+        executor: ``"ray"``, or ``"inline"``: one trial at a time in this process, for debugging.
+        isolation: ``"attempt"``: a fresh process for each. ``"shared"`` allows to keep a process
+            for the next trial; today it is given a fresh one too.
+        env: names or patterns of environment variables that workers get; values are never stored.
+        progress: True, False, a display of your own, or None: on when the output is a terminal.
+        alerts: reserved for webhooks; must be empty.
+
+    Raises:
+        BadInput, BadObjective, Infeasible: found before anything was written.
+        StudyHeld: another live driver holds the study.
+        StudyStopped: the study stopped on repeated failures.
+        KeyboardInterrupt: SIGINT or SIGTERM; call again to resume.
+
+    Example:
+        >>> tuner.optimize(study, objective, n_trials=100)  # doctest: +SKIP
+    """
+    del catch, gc_after_trial
+    if alerts:
+        raise BadInput(f"alerts={list(alerts)!r}: webhooks are not available in this version; leave it empty")
+    if n_jobs is not None and n_jobs != -1 and max_concurrent is None:
+        max_concurrent = n_jobs
+    space = check_space(space)
+    settings = Settings(
+        n_trials=n_trials,
+        timeout=timeout,
+        space=None if callable(space) else space,
+        space_is_function=callable(space),
+        resources=resources or Resources(),
+        max_concurrent=max_concurrent,
+        retry=retry or Retry(),
+        trial_timeout=trial_timeout,
+        stall_timeout=stall_timeout,
+        checkpoints=None if checkpoints is None else os.fspath(checkpoints),
+        address=address,
+        executor=executor,
+        isolation=isolation,
+        env=tuple(env),
+    )
+    reference = objectives.refer(objective)
+    database = database_of(study)
+    with store.errors():
+        record = studies.register(
+            database,
+            study.study_name,
+            seed=new_seed(),
+            sampler=samplers.text_of(study.sampler),
+            pruner=samplers.text_of(study.pruner),
+        )
+    show = progress if progress is not None else show_progress_bar
+    _drive(database, record, study, reference, settings, space, tuple(callbacks or ()), show)
+    return study
+
+
+def resume(
+    study_name: str,
+    *,
+    storage: str | None = None,
+    objective: Objective | str | None = None,
+    sampler: SamplerSpec = None,
+    pruner: PrunerSpec = None,
+    space: Space = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | Progress | None = None,
+    **changes: Any,
+) -> optuna.Study:
+    """Go on with a study; its settings come from the store.
+
+    Args:
+        study_name: of a study that ``optimize`` or ``tuner run`` has driven before.
+        storage: database URL; default ``$TUNER_STORAGE``, else ``sqlite:///tuner.db``.
+        objective, sampler, pruner, space: asked for by name where they could not be kept as plain
+            data (a lambda, an object of Optuna's, a function); otherwise they replace what is kept.
+        changes: any other keyword of :func:`tuner.optimize`, such as ``n_trials=200``.
+
+    Raises:
+        StudyNotFound: there is none of that name.
+        BadInput: something that could not be kept is missing: the message names it.
+    """
+    database = store.open_database(storage)
+    with store.errors():
+        record = studies.find(database, study_name)
+    if record is None:
+        raise unknown(database, study_name)
+    if record.seed is None or not record.settings:
+        raise BadInput(f"study {study_name!r} was never run by Tuner; start it with 'tuner run' or tuner.optimize")
+    settings = Settings.from_mapping({**record.settings, **_checked(changes)})
+    if objective is None and record.objective is None:
+        raise BadInput(
+            f"the objective of study {study_name!r} was sent by value and is not stored; pass objective=..."
+        )
+    for given, kept, kind in ((sampler, record.sampler, "sampler"), (pruner, record.pruner, "pruner")):
+        if given is None and kept is None:
+            raise BadInput(f"the {kind} of study {study_name!r} was an object and is not stored; pass {kind}=...")
+    if space is None and settings.space_is_function:
+        raise BadInput(f"the space of study {study_name!r} was a function and is not stored; pass space=...")
+    reference = (
+        objectives.refer(objective) if objective is not None else objectives.from_json(json.dumps(record.objective))
+    )
+    study = optuna.load_study(
+        study_name=study_name,
+        storage=database.optuna_storage(),
+        sampler=samplers.sampler(sampler or record.sampler, record.seed, len(record.directions)),
+        pruner=samplers.pruner(pruner or record.pruner),
+    )
+    chosen = check_space(space) if space is not None else settings.space
+    _drive(database, record, study, reference, settings, chosen, tuple(callbacks), progress)
+    return study
+
+
+def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
+    known = set(Settings.__dataclass_fields__) - {"space", "space_is_function"}
+    for name in changes:
+        if name not in known:
+            raise BadInput(f"resume has no setting {name!r}; it has: {', '.join(sorted(known))}")
+    plain = dict(changes)
+    for name in ("resources", "retry"):
+        if isinstance(plain.get(name), Resources):
+            plain[name] = {**plain[name].__dict__}
+        elif isinstance(plain.get(name), Retry):
+            plain[name] = json.loads(plain[name].to_json())
+    return plain
+
+
+def _drive(
+    database: Database,
+    record: StudyRecord,
+    study: optuna.Study,
+    reference: ObjectiveRef,
+    settings: Settings,
+    space: Space,
+    callbacks: tuple[Callback, ...],
+    progress: bool | Progress | None,
+) -> None:
+    """Take the lease, drive, and let go."""
+    run = uuid.uuid4().hex[:16]
+    executor = make_executor(settings)
+    with store.errors():
+        lease = Lease(database, record.uid, study_name=record.name, run=run)
+        lease.acquire()
+        try:
+            held = HeldStudy(lease, record)
+            driven = DrivenStudy(held, study.sampler, study.pruner)
+            kept = None if reference.pickled else objectives.to_json(reference)
+            if record.objective and kept and json.loads(kept)["digest"] != record.objective.get("digest"):
+                driven.event("objective_changed", {"was": record.objective.get("digest"), "is": reference.digest})
+                optuna.logging.get_logger("tuner").warning(
+                    f"the objective of study {record.name!r} has changed since it last ran"
+                )
+            columns = {
+                "objective": kept,
+                "settings": settings.to_json(),
+                "sampler": samplers.text_of(study.sampler),
+                "pruner": samplers.text_of(study.pruner),
+            }
+            held.queue(SetStudyRow(study_uid=record.uid, columns=columns))
+            job = Job(
+                run=run,
+                objective=reference,
+                settings=settings,
+                space=space,
+                environment=environment(settings.env),
+                checkpoints=store.checkpoint_root(database, settings.checkpoints),
+                provenance=provenance.collect(reference, sys.argv, driven.seed),
+                callbacks=callbacks,
+            )
+            # a stop() on the user's own study object counts too, from callbacks that close over it
+            study._thread_local.in_optimize_loop = True
+            study._stop_flag = False
+            display = make_progress(progress)
+            Driver(driven, executor, job, display, lambda: bool(study._stop_flag)).run()
+        finally:
+            study._thread_local.in_optimize_loop = False
+            lease.release()
+
+
+def make_executor(settings: Settings) -> Executor:
+    """The executor that the settings name; Ray is imported only when it is used."""
+    if settings.executor == "inline":
+        from tuner.dispatch.inline import InlineExecutor
+
+        return InlineExecutor()
+    from tuner.dispatch.ray_cluster import RayExecutor
+
+    return RayExecutor(address=settings.address)
+
+
+def make_progress(given: bool | Progress | None) -> Progress | None:
+    """The display: on for None when the output is a terminal."""
+    if given is None:
+        given = sys.stderr.isatty()
+    if isinstance(given, bool):
+        if not given:
+            return None
+        from tuner.progress import TerminalProgress
+
+        return TerminalProgress()
+    return given
+
+
+def environment(patterns: Sequence[str]) -> dict[str, str]:
+    """The variables of this process whose names match, for the ranks."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }

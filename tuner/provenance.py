@@ -1,0 +1,79 @@
+"""Where a result comes from: code, versions, arguments and machine, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuner.assignment import ObjectiveRef
+
+__all__ = ["collect", "mask_url"]
+
+_PACKAGES = ("optuna", "ray", "torch", "numpy", "sqlalchemy", "tuner")
+_SECRET = re.compile(r"(\w+://[^:/@\s]*):([^@\s]+)@")
+
+
+def collect(ref: ObjectiveRef, arguments: Sequence[str], seed: int) -> dict[str, object]:
+    """The provenance of a run, recorded with each attempt. Passwords in URLs are masked."""
+    folder = Path(ref.file).parent if ref.file else Path.cwd()
+    return {
+        "objective": f"{ref.file or ref.module}:{ref.name}" if ref.name else "by value",
+        "objective_digest": ref.digest,
+        "arguments": [mask_url(part) for part in arguments],
+        "git": _git(folder),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "cuda": _cuda(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "study_seed": seed,
+    }
+
+
+def mask_url(text: str) -> str:
+    """The text with the passwords of its URLs hidden.
+
+    Example:
+        >>> mask_url("--storage=postgresql://ann:secret@db/tuner")
+        '--storage=postgresql://ann:***@db/tuner'
+    """
+    return _SECRET.sub(r"\1:***@", text)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cuda() -> str | None:
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.version.cuda
+
+
+def _git(folder: Path) -> dict[str, str] | None:
+    """Commit, and a digest of what is not committed; None outside a repository."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, timeout=5, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = git("diff", "HEAD") or ""
+    dirty = hashlib.sha256(changes.encode()).hexdigest() if changes else ""
+    return {"commit": commit.strip(), "uncommitted_digest": dirty}

@@ -1,0 +1,208 @@
+"""What stands for the study and the storage inside a rank: messages instead of a database.
+
+Optuna's own :class:`optuna.trial.Trial` runs over these, so its logic of suggesting,
+reporting and setting attributes is Optuna's, unchanged.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Container
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner import frozen
+from tuner.assignment import Assignment
+from tuner.channel import Channel
+from tuner.messages import Call, Constraint, Param, Report, Sample, UserAttr
+
+__all__ = ["RankStorage", "RankStudy", "frozen_trial", "relative_draw"]
+
+_MEMBERS = (
+    "best_params, best_trial, best_trials, best_value, best_values, direction, directions, "
+    "get_trials, stop, study_name, system_attrs, trials, user_attrs"
+)
+
+
+class RankStorage:
+    """The storage that Optuna's trial sees; on ranks other than 0 it is silent.
+
+    Args:
+        trial: kept up to date by Optuna's trial itself.
+        channel: None on the silent ranks.
+    """
+
+    def __init__(self, trial: FrozenTrial, channel: Channel | None) -> None:
+        self._trial = trial
+        self._channel = channel
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """This rank's trial."""
+        return self._trial
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        """The trial's system attributes: those that a rank can know are the constraints."""
+        return self._trial.system_attrs
+
+    def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
+        """The trial's user attributes."""
+        return self._trial.user_attrs
+
+    def set_trial_param(self, trial_id: int, name: str, value: float, distribution: BaseDistribution) -> None:
+        """Send a parameter that was fixed here."""
+        if self._channel is not None:
+            self._channel.send(
+                Param(name=name, value=float(value), distribution=distribution_to_json(distribution))
+            )
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, value: float) -> None:
+        """Send a report."""
+        if self._channel is not None:
+            self._channel.send(Report(step=step, value=value))
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Send a user attribute."""
+        if self._channel is not None:
+            self._channel.send(UserAttr(key=key, value=value))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Send a constraint; other system attributes stay on the rank, where libraries read them.
+
+        Raises:
+            NotImplementedError: ``optuna.artifacts.upload_artifact``, whose link would be lost.
+        """
+        if key.startswith("artifacts:"):
+            raise NotImplementedError(
+                "optuna.artifacts.upload_artifact needs the database, which a worker does not have; "
+                "keep the file with trial.checkpoint_dir(step), or its path with trial.set_user_attr"
+            )
+        self._trial.system_attrs[key] = value
+        if self._channel is not None and key.startswith("constraints:"):
+            self._channel.send(Constraint(key=key.removeprefix("constraints:"), value=value))
+
+
+class _RankSampler:
+    """Asks the driver for what did not travel with the trial."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: BaseDistribution) -> Any:
+        value = self._channel.ask(Sample, name=name, distribution=distribution_to_json(distribution))
+        return distribution.to_external_repr(float(value))
+
+
+class RankStudy:
+    """``trial.study`` on a worker: what the contract names, answered by the driver."""
+
+    def __init__(self, assignment: Assignment, channel: Channel) -> None:
+        self.study_name = assignment.study
+        self.directions = [StudyDirection[one.upper()] for one in assignment.directions]
+        self.pruner = optuna.pruners.NopPruner()  # for Optuna's trial; the driver decides
+        self.sampler = _RankSampler(channel)
+        self._channel = channel
+
+    @property
+    def direction(self) -> StudyDirection:
+        """The direction of a single objective."""
+        if len(self.directions) > 1:
+            raise RuntimeError("A single direction cannot be retrieved from a multi-objective study.")
+        return self.directions[0]
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """The study's user attributes."""
+        return dict(self._call("user_attrs"))
+
+    @property
+    def system_attrs(self) -> dict[str, Any]:
+        """The study's system attributes."""
+        return dict(self._call("system_attrs"))
+
+    @property
+    def best_trial(self) -> FrozenTrial:
+        """The best trial of a single objective.
+
+        Raises:
+            ValueError: no trial is complete yet.
+        """
+        return frozen.trials_from_json(self._call("best_trial"))[0]
+
+    @property
+    def best_trials(self) -> list[FrozenTrial]:
+        """The trials of the Pareto front."""
+        return frozen.trials_from_json(self._call("best_trials"))
+
+    @property
+    def best_params(self) -> dict[str, Any]:
+        """Parameters of the best trial."""
+        return self.best_trial.params
+
+    @property
+    def best_value(self) -> float | None:
+        """Value of the best trial."""
+        return self.best_trial.value
+
+    @property
+    def best_values(self) -> list[float]:
+        """Values of the best trial."""
+        return list(self.best_trial.values)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials."""
+        return self.get_trials()
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """All trials, or those of some states."""
+        names = None if states is None else [state.name for state in TrialState if state in states]
+        return frozen.trials_from_json(self._call("get_trials", states=names))
+
+    def stop(self) -> None:
+        """Start no new trials; running ones finish."""
+        self._call("stop")
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        try:
+            return self._channel.ask(Call, method=method, arguments=arguments)
+        except RuntimeError as error:
+            kind, _, text = str(error).partition(": ")
+            raise (ValueError if kind == "ValueError" else RuntimeError)(text or str(error)) from None
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"trial.study.{name} is not available on a worker; it has: {_MEMBERS}")
+
+
+def frozen_trial(assignment: Assignment) -> FrozenTrial:
+    """The trial as it stands when its attempt begins."""
+    distributions = {name: json_to_distribution(draw.distribution) for name, draw in assignment.params.items()}
+    params = {
+        name: distributions[name].to_external_repr(draw.value) for name, draw in assignment.params.items()
+    }
+    constraints = {f"constraints:{key}": value for key, value in assignment.constraints.items()}
+    return FrozenTrial(
+        number=assignment.number,
+        state=TrialState.RUNNING,
+        value=None,
+        datetime_start=dt.datetime.fromisoformat(assignment.started) if assignment.started else None,
+        datetime_complete=None,
+        params=params,
+        distributions=distributions,
+        user_attrs=dict(assignment.user_attrs),
+        system_attrs={**constraints, **({"fixed_params": dict(assignment.fixed)} if assignment.fixed else {})},
+        intermediate_values={int(step): value for step, value in assignment.reports.items()},
+        trial_id=assignment.number,
+    )
+
+
+def relative_draw(assignment: Assignment) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """The joint draw that travelled with the trial: values and their search space."""
+    space = {name: json_to_distribution(draw.distribution) for name, draw in assignment.relative.items()}
+    return {name: space[name].to_external_repr(draw.value) for name, draw in assignment.relative.items()}, space
+

@@ -1,0 +1,155 @@
+"""What follows a failed attempt: a pure function of the outcome, the history and the policy.
+
+What each class tells the sampler: a trial that is retried stays RUNNING; one that fails for good
+is FAIL, which Optuna's samplers leave out of their history.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.errors import BadInput
+from tuner.outcome import Outcome, Reason
+
+__all__ = ["Decision", "PastAttempt", "Retry", "decide", "should_stop_study"]
+
+_CHARGED = frozenset({Reason.RANK_LOST, Reason.STALLED, Reason.TIMEOUT, Reason.OOM})
+_UNCHARGED = frozenset({Reason.NODE_LOST, Reason.PREEMPTED, Reason.DRIVER_LOST, Reason.INTERRUPTED})
+_AT_ONCE = frozenset({Reason.DRIVER_LOST, Reason.INTERRUPTED})
+_MAX_DELAY = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How failures are answered.
+
+    Args:
+        max_failures: charged attempts of a trial that may fail before it fails for good; with 3
+            a trial has at most 4 charged attempts.
+        retry_on: types of exceptions, or their names, after which a trial is tried again; an
+            exception that is not listed fails its trial at once.
+        backoff: seconds before the first retry; doubled for each further one, at most 60.
+        max_preemptions: uncharged attempts (a node or driver lost, a preemption) of a trial.
+        stop_after: identical failures in a row that stop the study; 0 never stops it.
+
+    Raises:
+        BadInput: a value is out of range.
+    """
+
+    max_failures: int = 3
+    retry_on: tuple[Any, ...] = ()
+    backoff: float = 1.0
+    max_preemptions: int = 100
+    stop_after: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("max_failures", "max_preemptions", "stop_after"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise BadInput(f"retry: {name}={value!r}: give a whole number of at least 0")
+        if not isinstance(self.backoff, int | float) or not 0 <= self.backoff < float("inf"):
+            raise BadInput(f"retry: backoff={self.backoff!r}: give seconds of at least 0")
+        given = self.retry_on if isinstance(self.retry_on, tuple | list) else (self.retry_on,)
+        object.__setattr__(self, "retry_on", tuple(_type_name(one) for one in given))
+
+    def to_json(self) -> str:
+        """The policy as JSON; exception types by their names."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Retry:
+        """The policy that :meth:`to_json` wrote; fields of a newer version are ignored."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        plain = {name: value for name, value in json.loads(text).items() if name in known}
+        return cls(**{**plain, "retry_on": tuple(plain.get("retry_on", ()))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastAttempt:
+    """An earlier attempt of the same trial."""
+
+    reason: Reason
+    charged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What follows. ``delay`` is in seconds; ``why`` is one line for the event log."""
+
+    again: bool
+    charged: bool
+    delay: float = 0.0
+    why: str = ""
+
+
+def decide(outcome: Outcome, history: Sequence[PastAttempt], policy: Retry) -> Decision:
+    """Whether another attempt follows this outcome.
+
+    Args:
+        history: the attempts before this one, oldest first.
+
+    Example:
+        >>> decide(Outcome(reason=Reason.RANK_LOST), [], Retry(max_failures=1)).again
+        True
+    """
+    reason = outcome.reason
+    if reason in _UNCHARGED:
+        used = sum(1 for past in history if not past.charged) + 1
+        if used > policy.max_preemptions:
+            return Decision(again=False, charged=False, why=f"{used} uncharged attempts, max_preemptions reached")
+        delay = 0.0 if reason in _AT_ONCE else _delay(policy, used)
+        return Decision(again=True, charged=False, delay=delay, why=f"{reason}: not the trial's fault")
+    listed = reason is Reason.EXCEPTION and _is_listed(outcome.exception, policy.retry_on)
+    if reason not in _CHARGED and not listed:
+        return Decision(again=False, charged=reason not in (Reason.COMPLETE, Reason.PRUNED), why=f"{reason} is final")
+    failures = sum(1 for past in history if past.charged) + 1
+    most = min(1, policy.max_failures) if reason is Reason.OOM else policy.max_failures
+    same = sum(1 for past in history if past.reason is reason) + 1 if reason is Reason.OOM else failures
+    if same > most or failures > policy.max_failures:
+        return Decision(again=False, charged=True, why=f"{failures} charged failures, max_failures={policy.max_failures}")
+    why = f"charged failure {failures} of at most {policy.max_failures}"
+    return Decision(again=True, charged=True, delay=_delay(policy, failures), why=why)
+
+
+def should_stop_study(failures: Sequence[Outcome], policy: Retry) -> str | None:
+    """Why the study stops, given the failures in a row since the last trial that did not fail.
+
+    An error at import stops it at once, since every trial would meet it.
+    """
+    if not failures or not policy.stop_after:
+        return None
+    last = failures[-1]
+    if last.reason is Reason.IMPORT_ERROR:
+        return f"the objective cannot be imported on a worker: {last.message}"
+    recent = failures[-policy.stop_after :]
+    if len(recent) < policy.stop_after or any(_signature(one) != _signature(last) for one in recent):
+        return None
+    text = f"{policy.stop_after} trials in a row failed alike: {last.reason}: {last.message}"
+    return f"{text}\n{last.traceback}" if last.traceback else text
+
+
+def _signature(outcome: Outcome) -> tuple[str, str]:
+    """What makes two failures alike: the class, and where the exception came from."""
+    frames = [line.strip() for line in outcome.traceback.splitlines() if line.strip().startswith("File ")]
+    return outcome.reason, "\n".join(frames) or outcome.message
+
+
+def _delay(policy: Retry, failures: int) -> float:
+    return float(min(_MAX_DELAY, policy.backoff * 2.0 ** min(failures - 1, 20)))
+
+
+def _is_listed(exception: str, listed: Sequence[str]) -> bool:
+    short = exception.rpartition(".")[2]
+    return any(name in (exception, short) or name.rpartition(".")[2] == short for name in listed)
+
+
+def _type_name(given: Any) -> str:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, type) and issubclass(given, BaseException):
+        return given.__qualname__ if given.__module__ == "builtins" else f"{given.__module__}.{given.__qualname__}"
+    raise BadInput(f"retry: retry_on={given!r}: give exception types, such as (ConnectionError,)")

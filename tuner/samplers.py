@@ -1,0 +1,232 @@
+"""Samplers and pruners by name, by a call as text, or as Optuna's own objects.
+
+``"tpe"``, ``"tpe(n_startup_trials=20)"`` and ``"patient(median(), patience=3)"`` are read with
+Python's own parser: literals and nested calls of the names below, and nothing else is run.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+
+from tuner.errors import BadInput
+
+__all__ = ["PRUNERS", "SAMPLERS", "pruner", "reseed", "sampler", "text_of"]
+
+SAMPLERS: Mapping[str, str] = {
+    "bruteforce": "BruteForceSampler",
+    "cmaes": "CmaEsSampler",
+    "gp": "GPSampler",
+    "grid": "GridSampler",
+    "nsgaii": "NSGAIISampler",
+    "nsgaiii": "NSGAIIISampler",
+    "partialfixed": "PartialFixedSampler",
+    "qmc": "QMCSampler",
+    "random": "RandomSampler",
+    "tpe": "TPESampler",
+}
+"""Names of samplers, and Optuna's classes."""
+
+PRUNERS: Mapping[str, str] = {
+    "asha": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner",
+    "median": "MedianPruner",
+    "none": "NopPruner",
+    "nop": "NopPruner",
+    "patient": "PatientPruner",
+    "percentile": "PercentilePruner",
+    "successivehalving": "SuccessiveHalvingPruner",
+    "threshold": "ThresholdPruner",
+    "wilcoxon": "WilcoxonPruner",
+}
+"""Names of pruners, and Optuna's classes."""
+
+_TEXT = "_tuner_text"  # on an object that was made here: the text that it was made from
+
+
+def sampler(spec: str | BaseSampler | None, seed: int, objectives: int = 1) -> BaseSampler:
+    """The sampler of a specification; None is Optuna's default.
+
+    Args:
+        seed: given to those that take one, unless the text says another.
+        objectives: number of objectives; kept for samplers that need it.
+
+    Raises:
+        BadInput: no such name, or an argument that it does not take.
+
+    Example:
+        >>> type(sampler("tpe(n_startup_trials=20)", 1)).__name__
+        'TPESampler'
+    """
+    if isinstance(spec, BaseSampler):
+        return spec
+    if spec is None:
+        spec = "tpe"
+    if not isinstance(spec, str):
+        raise BadInput(f"sampler={spec!r}: give a name such as 'tpe', a call as text, or an Optuna sampler")
+    return _made(spec, "sampler", seed)  # type: ignore[no-any-return]
+
+
+def pruner(spec: str | BasePruner | None) -> BasePruner:
+    """The pruner of a specification; None is Optuna's default.
+
+    Raises:
+        BadInput: no such name, or an argument that it does not take.
+    """
+    if isinstance(spec, BasePruner):
+        return spec
+    if spec is None:
+        spec = "median"
+    if not isinstance(spec, str):
+        raise BadInput(f"pruner={spec!r}: give a name such as 'hyperband', a call as text, or an Optuna pruner")
+    return _made(spec, "pruner", 0)  # type: ignore[no-any-return]
+
+
+def text_of(spec: object) -> str | None:
+    """What is kept in the store: the text, or None for an object that no text describes.
+
+    A pruner keeps its arguments, so that it can be written down; a sampler drops some.
+    """
+    if spec is None or isinstance(spec, str):
+        return spec if spec is not None else None
+    known = getattr(spec, _TEXT, None)
+    if isinstance(known, str):
+        return known
+    if isinstance(spec, BasePruner):
+        return _pruner_text(spec)
+    if type(spec) is optuna.samplers.TPESampler and _is_default_tpe(spec):
+        return "tpe"
+    return "random" if type(spec) is optuna.samplers.RandomSampler else None
+
+
+def reseed(target: BaseSampler, seed: int) -> None:
+    """Make what a sampler draws next follow from ``seed`` alone.
+
+    Every generator inside it is seeded, nested samplers included. A quasi-random sequence is not
+    disturbed: its points follow from its own seed and the trial's number.
+    """
+    for at, generator in enumerate(_generators(target, set())):
+        derived = (seed + at * 0x9E3779B1) % 2**32
+        if isinstance(generator, np.random.RandomState):
+            generator.seed(derived)
+        else:
+            fresh = np.random.default_rng(derived)
+            generator.bit_generator.state = fresh.bit_generator.state
+
+
+def _generators(target: object, seen: set[int]) -> list[Any]:
+    """The random generators inside an object of Optuna's, in a stable order."""
+    if id(target) in seen:
+        return []
+    seen.add(id(target))
+    if isinstance(target, np.random.RandomState):
+        return [target]
+    if isinstance(target, np.random.Generator):
+        return [target] if hasattr(target.bit_generator, "state") else []
+    if type(target).__name__ == "LazyRandomState":
+        return [target.rng]  # type: ignore[attr-defined]
+    if not type(target).__module__.startswith("optuna.") or not hasattr(target, "__dict__"):
+        return []
+    return [found for _, value in sorted(vars(target).items()) for found in _generators(value, seen)]
+
+
+def _made(text: str, kind: str, seed: int) -> Any:
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise BadInput(f"{kind}={text!r} is neither a name nor a call such as {_example(kind)}") from None
+    made = _build(node, kind, seed, text)
+    setattr(made, _TEXT, text)
+    return made
+
+
+def _build(node: ast.expr, kind: str, seed: int, text: str) -> Any:
+    if isinstance(node, ast.Name):
+        node = ast.Call(func=node, args=[], keywords=[])
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise BadInput(f"{kind}={text!r} is neither a name nor a call such as {_example(kind)}")
+    cls = _class(node.func.id, kind)
+    positional = [_value(part, seed, text) for part in node.args]
+    named = {part.arg: _value(part.value, seed, text) for part in node.keywords if part.arg}
+    if "seed" in inspect.signature(cls.__init__).parameters:
+        named.setdefault("seed", seed)
+    try:
+        inspect.signature(cls).bind(*positional, **named)
+    except TypeError as error:
+        raise BadInput(f"{kind}={text!r}: {node.func.id}: {error}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return cls(*positional, **named)
+    except (TypeError, ValueError, ImportError) as error:
+        raise BadInput(f"{kind}={text!r}: {error}") from error
+
+
+def _value(node: ast.expr, seed: int, text: str) -> Any:
+    """A literal, or a nested sampler or pruner."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        name = node.func.id.lower()
+        kind = "pruner" if name in PRUNERS or node.func.id in PRUNERS.values() else "sampler"
+        return _build(node, kind, seed, text)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise BadInput(f"{text!r}: {ast.unparse(node)!r} is no literal; give numbers, text, lists or dicts") from None
+
+
+def _class(name: str, kind: str) -> Callable[..., Any]:
+    known = SAMPLERS if kind == "sampler" else PRUNERS
+    module = optuna.samplers if kind == "sampler" else optuna.pruners
+    if name in known.values():
+        return getattr(module, name)  # type: ignore[no-any-return]
+    short = name.lower().replace("_", "").replace("-", "")
+    if short in known:
+        return getattr(module, known[short])  # type: ignore[no-any-return]
+    near = difflib.get_close_matches(short, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise BadInput(f"there is no {kind} {name!r}; {hint}choose from: {', '.join(known)}")
+
+
+def _example(kind: str) -> str:
+    return "'tpe(n_startup_trials=20)'" if kind == "sampler" else "'hyperband(min_resource=1)'"
+
+
+def _pruner_text(given: BasePruner) -> str | None:
+    """A built-in pruner as a call, from the attributes in which it keeps its arguments."""
+    cls = type(given)
+    if cls.__name__ not in PRUNERS.values():
+        return None
+    parts = []
+    for name in list(inspect.signature(cls).parameters):
+        value = getattr(given, f"_{name}", inspect.Parameter.empty)
+        if isinstance(value, BasePruner):
+            nested = _pruner_text(value)
+            if nested is None:
+                return None
+            parts.append(f"{name}={nested}")
+        elif isinstance(value, int | float | str | None):
+            parts.append(f"{name}={value!r}")
+    text = f"{cls.__name__}({', '.join(parts)})"
+    try:
+        return text if vars(pruner(text)).keys() - {_TEXT} == vars(given).keys() - {_TEXT} else None
+    except BadInput:
+        return None
+
+
+def _is_default_tpe(given: BaseSampler) -> bool:
+    """Whether a TPE sampler is as ``create_study`` makes it; its seed does not matter."""
+    plain = vars(optuna.samplers.TPESampler())
+    return all(
+        repr(value) == repr(plain.get(name))
+        for name, value in vars(given).items()
+        if isinstance(value, bool | int | float | str | None)
+    )

@@ -1,0 +1,54 @@
+"""The door to ``storage``: opens a database, and gives its errors the names that users catch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import storage
+from tuner.errors import BadInput, StoreUnavailable, StudyHeld, StudyNotFound
+
+__all__ = ["checkpoint_root", "default_url", "errors", "open_database"]
+
+
+def default_url() -> str:
+    """``$TUNER_STORAGE``, else ``sqlite:///tuner.db`` in the current folder."""
+    return os.environ.get("TUNER_STORAGE") or "sqlite:///tuner.db"
+
+
+@contextlib.contextmanager
+def errors() -> Iterator[None]:
+    """Maps storage's errors to the public ones, with the same one-line message."""
+    try:
+        yield
+    except (storage.Held, storage.LeaseLost) as error:
+        raise StudyHeld(str(error)) from error
+    except storage.UnknownStudy as error:
+        raise StudyNotFound(str(error)) from error
+    except storage.Refused as error:
+        raise BadInput(str(error)) from error
+    except storage.StorageError as error:
+        raise StoreUnavailable(str(error)) from error
+
+
+def open_database(url: str | None = None, *, create: bool = False) -> storage.Database:
+    """The database at ``url``, or at :func:`default_url`.
+
+    Raises:
+        StoreUnavailable: it cannot be reached, is not there (unless ``create``), or is of
+            another schema.
+    """
+    with errors():
+        return storage.Database(url or default_url(), create=create)
+
+
+def checkpoint_root(database: storage.Database, given: str | None) -> str:
+    """Where a study's checkpoints go: what was given, else a folder beside a SQLite file."""
+    if given is not None:
+        return given if "://" in given else str(Path(given).absolute())
+    if database.is_sqlite:
+        file = Path(str(database.url.database)).absolute()
+        return str(file.with_name(f"{file.stem}-checkpoints"))
+    return str(Path("tuner-checkpoints").absolute())

@@ -1,0 +1,220 @@
+"""Optuna's side of a driven study: ask, sample, report, prune, tell, over the held store.
+
+Sampling is reproducible: before each question the sampler's generators are seeded from (study
+seed, trial number, parameter), so a resumed study repeats no draw and a rerun repeats all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState
+
+from storage import HeldStudy
+from storage.writes import AddEvent, AddMetric, EndAttempt
+from tuner import frozen, samplers
+from tuner.assignment import Draw
+from tuner.errors import BadInput
+from tuner.messages import Constraint, Log, Message, Param, Report, UserAttr
+from tuner.outcome import Outcome, Reason
+from tuner.seeds import derived_seed
+
+__all__ = ["DrivenStudy", "Space"]
+
+Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], object] | None
+"""Distributions by name, or a function that suggests; evaluated in the driver."""
+
+
+class DrivenStudy(optuna.Study):
+    """An ``optuna.Study`` whose lease this process holds; callbacks and samplers receive it.
+
+    Args:
+        held: the store.
+        sampler, pruner: Optuna's objects.
+    """
+
+    def __init__(
+        self,
+        held: HeldStudy,
+        sampler: optuna.samplers.BaseSampler,
+        pruner: optuna.pruners.BasePruner,
+    ) -> None:
+        super().__init__(held.record.name, held.storage, sampler=sampler, pruner=pruner)
+        assert held.record.seed is not None
+        self.held = held
+        self.seed = held.record.seed
+        self.stop_requested = False
+
+    def stop(self) -> None:
+        """Start nothing new; running trials finish. Works in callbacks, samplers and objectives."""
+        self.stop_requested = True
+
+    def ask_trial(self, space: Space) -> tuple[FrozenTrial, dict[str, Draw]]:
+        """Claim a waiting trial, else create one; sample what the sampler draws jointly.
+
+        The claim is committed on return; the draw is not.
+
+        Returns:
+            The trial, and its relative draw, which travels with it.
+        """
+        trial_id = self._claim()
+        number = self.held.image.trial(trial_id).number
+        return self.held.image.trial(trial_id), self.draw(trial_id, number, space)
+
+    def draw(self, trial_id: int, number: int, space: Space) -> dict[str, Draw]:
+        """The joint draw of a claimed trial, and with a ``space`` all its parameters at once."""
+        self._thread_local.cached_all_trials = None
+        self._reseed(number)
+        trial = optuna.Trial(self, trial_id)
+        relative = trial.relative_params
+        drawn = {}
+        for name, value in relative.items():
+            dist = (trial.relative_search_space or {})[name]
+            drawn[name] = Draw(value=float(dist.to_internal_repr(value)), distribution=distribution_to_json(dist))
+        if callable(space):
+            space(trial)
+        elif space is not None:
+            for name, dist in space.items():
+                trial._suggest(name, dist)
+        return drawn
+
+    def sample(self, trial_id: int, name: str, distribution: str) -> float:
+        """A parameter that did not travel with its trial, in internal representation.
+
+        The same name has the same value for every rank of a trial.
+        """
+        trial = self.held.image.trial(trial_id)
+        if name in trial.params:
+            return float(trial.distributions[name].to_internal_repr(trial.params[name]))
+        dist = json_to_distribution(distribution)
+        self._thread_local.cached_all_trials = None
+        self._reseed(trial.number, name)
+        filtered = optuna.pruners._filter_study(self, trial)
+        value = self.sampler.sample_independent(filtered, trial, name, dist)
+        internal = float(dist.to_internal_repr(value))
+        self.held.storage.set_trial_param(trial_id, name, internal, dist)
+        return internal
+
+    def apply(self, trial_id: int, attempt: int, message: Message) -> None:
+        """Take in what an objective said: a parameter, a report, a metric, an attribute.
+
+        Raises:
+            storage.Refused: a value that cannot be stored; nothing of the message was.
+        """
+        store = self.held.storage
+        match message:
+            case Param(name=name, value=value, distribution=text):
+                if name not in self.held.image.trial(trial_id).params:
+                    store.set_trial_param(trial_id, name, value, json_to_distribution(text))
+            case Report(step=step, value=value):
+                store.set_trial_intermediate_value(trial_id, step, value)
+            case Log(step=step, metrics=metrics):
+                for name, value in metrics.items():
+                    metric = AddMetric(
+                        study_uid=self.held.uid,
+                        trial_id=trial_id,
+                        attempt=attempt,
+                        name=name,
+                        step=step,
+                        value=value,
+                    )
+                    self.held.queue(metric)
+            case UserAttr(key=key, value=value):
+                store.set_trial_user_attr(trial_id, key, value)
+            case Constraint(key=key, value=value):
+                store.set_trial_system_attr(trial_id, f"constraints:{key}", value)
+            case _:
+                raise TypeError(f"an objective does not send {message!r}")
+
+    def verdict(self, trial_id: int, attempt: int) -> bool:
+        """``should_prune`` for every report so far. A True is committed, with its reason, on return."""
+        trial = self.held.image.trial(trial_id)
+        self._thread_local.cached_all_trials = None
+        if not self.pruner.prune(self, trial):
+            return False
+        step = trial.last_step
+        inputs = {
+            "pruner": type(self.pruner).__name__,
+            "step": step,
+            "value": None if step is None else _plain(trial.intermediate_values[step]),
+            "seq": len(trial.intermediate_values),
+            "finished": sum(1 for one in self.held.image.trials() if one.state.is_finished()),
+        }
+        self.event("should_prune", inputs, trial_id=trial_id, attempt=attempt)
+        self.held.flush()
+        return True
+
+    def finish(self, number: int, outcome: Outcome, end: EndAttempt) -> TrialState:
+        """Tell a trial's outcome and end its attempt, in one transaction.
+
+        Raises:
+            optuna.exceptions.UpdateFinishedTrialError: another program told it first.
+        """
+        states = {Reason.COMPLETE: TrialState.COMPLETE, Reason.PRUNED: TrialState.PRUNED}
+        state = states.get(outcome.reason, TrialState.FAIL)
+        self.held.endings[end.trial_id] = end
+        detail = {"reason": outcome.reason, "state": state.name, "message": outcome.message}
+        self.event("finished", detail, trial_id=end.trial_id, attempt=end.attempt)
+        values = list(outcome.values) if state is TrialState.COMPLETE else None
+        super().tell(number, values, state=state)
+        return state
+
+    def event(self, kind: str, detail: Mapping[str, Any], **fields: Any) -> None:
+        """Queue a line of the study's event log."""
+        text = json.dumps(dict(detail), default=str)
+        epoch = self.held.lease.epoch
+        self.held.queue(AddEvent(study_uid=self.held.uid, epoch=epoch, kind=kind, detail=text, **fields))
+
+    def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Answer a member of ``trial.study`` in JSON form.
+
+        Raises:
+            ValueError: no such member, or no trial that it could name yet.
+        """
+        if method == "stop":
+            return self.stop()
+        if method in ("user_attrs", "system_attrs"):
+            return getattr(self, method)
+        if method in ("best_trial", "best_params", "best_value", "best_values"):
+            return frozen.trials_to_json([self.best_trial])
+        if method == "best_trials":
+            return frozen.trials_to_json(self.best_trials)
+        if method in ("get_trials", "trials"):
+            names = arguments.get("states")
+            states = None if names is None else tuple(TrialState[name] for name in names)
+            return frozen.trials_to_json(self.held.image.trials(states))
+        raise ValueError(f"trial.study has no {method!r} on a worker")
+
+    def _claim(self) -> int:
+        for trial in self.held.image.trials((TrialState.WAITING,)):
+            if self.held.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return trial._trial_id
+        return self.held.storage.create_new_trial(self._study_id)
+
+    def _reseed(self, number: int, *labels: str) -> None:
+        samplers.reseed(self.sampler, derived_seed(self.seed, number, *labels))
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def check_space(space: Any) -> Space:
+    """Refuse a space that is neither distributions by name nor a function.
+
+    Raises:
+        BadInput: names what was given.
+    """
+    if space is None or callable(space):
+        return space
+    if isinstance(space, Mapping) and all(isinstance(dist, BaseDistribution) for dist in space.values()):
+        return space
+    raise BadInput(
+        f"space={space!r}: give a dict of Optuna distributions, such as "
+        '{"lr": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)}, or a function of the trial'
+    )

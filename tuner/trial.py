@@ -1,0 +1,238 @@
+"""The trial that an objective receives: Optuna's, and what distributed training needs beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+
+from tuner import checkpoint
+from tuner.agreement import Agreement
+from tuner.assignment import Assignment, Shard
+from tuner.channel import Channel, Place
+from tuner.checkpoint import Checkpoint
+from tuner.errors import BadInput, Interrupted
+from tuner.messages import Ask, Log, Saved
+from tuner.proxy import RankStorage, RankStudy, frozen_trial, relative_draw
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import Store
+
+__all__ = ["Trial"]
+
+_MAX_STEP = 2**31 - 1
+_MAX_KEY = 512
+_MAX_ATTRIBUTE = 2**20
+# A NUL in a JSON text: \u0000 after an even number of backslashes.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class Trial(optuna.trial.Trial):
+    """One rank's view of its trial. Everything of ``optuna.trial.Trial`` works as in a script.
+
+    With several ranks, ``suggest_*`` gives the same value on all; ``report``, ``log``,
+    attributes and constraints count from rank 0 and are silent elsewhere; any subset of ranks
+    may ask ``should_prune`` and ``should_stop``, and gets the same verdict for the same ordinal
+    of the call.
+
+    Attributes:
+        rank, local_rank, world_size: place among the trial's processes.
+        attempt: 1 for the first try.
+        seed: of (study seed, number); Python, NumPy and torch were seeded with it.
+    """
+
+    def __init__(self, assignment: Assignment, place: Place, channel: Channel, store: Store | None) -> None:
+        # not super().__init__: it would read a storage, which a worker does not have
+        self.rank = place.rank
+        self.local_rank = place.local_rank
+        self.world_size = place.world_size
+        self.attempt = assignment.attempt
+        self.seed = assignment.seed
+        self.told_to_stop = False
+        self._assignment = assignment
+        self._channel = channel
+        self._prune = Agreement(store, "prune", place.rank)
+        self._stop = Agreement(store, "stop", place.rank)
+        self._asks_to_stop = False
+        self._cached_frozen_trial = frozen_trial(assignment)
+        self._trial_id = assignment.number
+        self.study = RankStudy(assignment, channel)  # type: ignore[assignment]
+        self.storage = RankStorage(  # type: ignore[assignment]
+            self._cached_frozen_trial, channel if place.rank == 0 else None
+        )
+        self._relative_params, self.relative_search_space = relative_draw(assignment)
+        self._fixed_params = dict(assignment.fixed)
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device: the GPU that Ray assigned to it, else the CPU."""
+        import torch
+
+        if self._assignment.gpus and torch.cuda.is_available():
+            return torch.device("cuda", 0)  # Ray shows each rank its own devices only
+        return torch.device("cpu")
+
+    def report(self, value: float, step: int) -> None:
+        """Report an intermediate value; it costs the loop microseconds, and is durable soon after.
+
+        Raises:
+            Interrupted: the trial was asked to stop, and the objective never asks ``should_stop``.
+            BadInput: the step is not within 0 to 2^31 - 1.
+        """
+        self._interrupt_if_asked()
+        super().report(value, _checked_step(step))
+
+    def should_prune(self) -> bool:
+        """Whether the pruner wants this trial to end; exact for every report made before.
+
+        Raises:
+            Interrupted: see :meth:`report`.
+        """
+        if len(self.study.directions) > 1:
+            raise NotImplementedError("Trial.should_prune is not supported for multi-objective optimization.")
+        self._interrupt_if_asked()
+        return self._assignment.can_prune and self._prune.verdict(self._ask_driver)
+
+    def should_stop(self) -> bool:
+        """True once the trial is asked to stop: save a checkpoint and return. Same on all ranks."""
+        self._asks_to_stop = True
+        if not self.told_to_stop:
+            self.told_to_stop = self._stop.verdict(lambda ordinal: self._channel.stop_requested())
+        return self.told_to_stop
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Set a user attribute of plain data, at most 1 MiB as JSON.
+
+        Raises:
+            TypeError: not plain data; names the key.
+            BadInput: too large, or a NUL in it; names the key.
+        """
+        _check_key(key)
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"user attribute {key!r}: {error}; store text, numbers, lists and dicts") from None
+        if len(text) > _MAX_ATTRIBUTE:
+            raise BadInput(
+                f"user attribute {key!r} has {len(text)} characters of JSON, above {_MAX_ATTRIBUTE}; "
+                "store it in a file or a checkpoint"
+            )
+        if _NUL.search(text):
+            raise BadInput(f"user attribute {key!r} contains a NUL character, which PostgreSQL cannot hold")
+        # what was checked, not an object that the objective may change before it is written
+        super().set_user_attr(key, json.loads(text))
+
+    def set_constraint(self, key: str, value: float) -> None:
+        """Set a constraint, as in Optuna: at most 0 is feasible; the first value of a key stays.
+
+        Raises:
+            BadInput: the name is too long, or has a NUL in it.
+        """
+        _check_key(key, _MAX_KEY - len("constraints:"))
+        super().set_constraint(key, value)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Store further metrics of a step, such as ``{"train/loss": 0.3}``.
+
+        Raises:
+            BadInput: a value is no number, or the step is out of range.
+        """
+        number = _checked_step(step)
+        plain = {}
+        for name, value in metrics.items():
+            _check_key(name)
+            try:
+                plain[name] = float(value)
+            except (TypeError, ValueError):
+                raise BadInput(f"log: {name!r} is {type(value).__name__}, not a number") from None
+        if self.rank == 0 and plain:
+            self._channel.send(Log(step=number, metrics=plain))
+
+    def save_checkpoint(self, state: Mapping[str, Any], step: int) -> None:
+        """Save this rank's state; all ranks call it. Durable and recorded when it returns.
+
+        Args:
+            state: tensors, NumPy arrays and plain values, nested in dicts and lists.
+            step: of the training, as in :meth:`report`; a retry goes on after it.
+
+        Raises:
+            BadCheckpoint: names the key of what cannot be saved.
+            Interrupted: see :meth:`report`; the state was saved.
+        """
+        number = _checked_step(step)
+        self._record(number, checkpoint.save(self._root(), self.attempt, number, self.rank, state))
+
+    @contextlib.contextmanager
+    def checkpoint_dir(self, step: int) -> Iterator[Path]:
+        """A folder to fill in a format of your own; it becomes a checkpoint when the block ends well.
+
+        :meth:`load_checkpoint` then gives its path as ``state``.
+        """
+        root = self._root()
+        if "://" in root:
+            raise BadInput(f"checkpoint_dir needs a folder, and the checkpoints go to {root}; use save_checkpoint")
+        number = _checked_step(step)
+        folder = Path(f"{root}/a{self.attempt}/step-{number}")
+        checkpoint.make_folders(str(folder))
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".rank-{self.rank}-", ignore_cleanup_errors=True) as made:
+            inner = Path(made) / "state"
+            inner.mkdir()
+            yield inner
+            final = str(folder / f"rank-{self.rank}.dir")
+            checkpoint.finish_folder(str(inner), final)
+        self._record(number, checkpoint.folder_shard(final, self.rank))
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest valid checkpoint of an earlier attempt, this rank's part; None on a first try."""
+        resume = self._assignment.resume
+        if resume is None:
+            return None
+        shard = resume.shards[self.rank % len(resume.shards)]
+        return Checkpoint(step=resume.step, state=checkpoint.load(shard))
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        _check_key(name)
+        return super()._suggest(name, distribution)
+
+    def _root(self) -> str:
+        if not self._assignment.checkpoints:
+            raise BadInput("this trial has no folder for checkpoints; pass checkpoints=... to tuner.optimize")
+        return self._assignment.checkpoints
+
+    def _record(self, step: int, shard: Shard) -> None:
+        self._channel.ask(Saved, step=step, path=shard.path, digest=shard.digest, size=shard.size)
+        self._interrupt_if_asked()  # only now: what was made is kept
+
+    def _ask_driver(self, ordinal: int) -> bool:
+        if not self._cached_frozen_trial.intermediate_values:
+            return False  # as in Optuna; published all the same, since other ranks cannot know
+        return bool(self._channel.ask(Ask, ordinal=ordinal))
+
+    def _interrupt_if_asked(self) -> None:
+        """Code that never asks ``should_stop`` is stopped at its next word to us."""
+        if self.rank == 0 and not self._asks_to_stop and self._channel.stop_requested():
+            raise Interrupted("the trial was asked to stop")
+
+
+def _check_key(key: str, longest: int = _MAX_KEY) -> None:
+    if not isinstance(key, str) or not key or len(key) > longest or "\0" in key:
+        shown = repr(key) if len(str(key)) <= 60 else f"{str(key)[:57]!r}..."
+        raise BadInput(f"the name {shown} must be text of 1 to {longest} characters without NUL")
+
+
+def _checked_step(step: int) -> int:
+    try:
+        number = int(step)
+    except (TypeError, ValueError):
+        raise TypeError(f"step={step!r} is a {type(step).__name__}; give a whole number") from None
+    if not 0 <= number <= _MAX_STEP:
+        raise BadInput(f"step={number}: give a whole number from 0 to {_MAX_STEP}")
+    return number
