@@ -52,7 +52,9 @@ def normalise_url(text: str) -> URL:
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
-        raise Unavailable(f"storage {mask_url(text)!r}: Tuner writes to SQLite and PostgreSQL, not to {backend}")
+        raise Unavailable(
+            f"storage {mask_url(text)!r}: Tuner writes to SQLite and PostgreSQL, not to {backend}"
+        )
     if not url.database or url.database == ":memory:":
         raise Unavailable("a SQLite database in memory is lost with its process; write sqlite:///FILE.db")
     return url
@@ -108,7 +110,9 @@ class Database:
             raise  # a conflict of rows is the caller's to answer
         except (sa.exc.InterfaceError, sa.exc.DatabaseError) as error:
             cause = str(error.orig or error).strip().splitlines()
-            raise Unavailable(f"the database {self} cannot be used: {cause[0] if cause else error}") from error
+            raise Unavailable(
+                f"the database {self} cannot be used: {cause[0] if cause else error}"
+            ) from error
         except optuna.exceptions.StorageInternalError as error:
             raise Unavailable(f"the database {self} cannot be used: {error.__cause__ or error}") from error
 
@@ -140,13 +144,12 @@ class Database:
 
     def _make_engine(self) -> Engine:
         if not self.is_sqlite:
-            engine = sa.create_engine(
+            return sa.create_engine(
                 self.url,
                 pool_pre_ping=True,
                 pool_recycle=1800,
                 connect_args={"connect_timeout": max(2, int(self._timeout / 3))},
             )
-            return engine
         engine = sa.create_engine(self.url, connect_args={"timeout": self._timeout})
 
         @event.listens_for(engine, "connect")
@@ -171,8 +174,8 @@ class Database:
         head = migrations.head()
         if current is not None and current not in migrations.known():
             raise Unavailable(
-                f"the database {self} was written by a newer Tuner (revision {current}, this one knows {head}): "
-                "upgrade Tuner with 'pip install -U tuner'"
+                f"the database {self} was written by a newer Tuner (revision {current}, "
+                f"this one knows {head}): upgrade Tuner with 'pip install -U tuner'"
             )
         if current is not None and current != head:
             raise Unavailable(
@@ -208,7 +211,9 @@ def _retry_once(call: Any) -> None:
 def _check_optuna(connection: Connection, tables: set[str], shown: str) -> None:
     """Refuse a schema of Optuna that this version was not tested to write."""
     if "version_info" not in tables:
-        raise Unavailable(f"the database {shown} has a table 'studies' that is not Optuna's; use another database")
+        raise Unavailable(
+            f"the database {shown} has a table 'studies' that is not Optuna's; use another database"
+        )
     version = connection.execute(sa.text("SELECT schema_version FROM version_info")).scalar()
     if version != OPTUNA_SCHEMA:
         step = (
@@ -225,9 +230,13 @@ def _check_file(path: str, create: bool) -> None:
     """Refuse a SQLite file on a network file system, in a missing folder, or missing altogether."""
     file = Path(path.removeprefix("file:").split("?")[0]).absolute()
     if not create and not file.exists():
-        raise Unavailable(f"there is no database {file}; name another with --storage, or create a study first")
+        raise Unavailable(
+            f"there is no database {file}; name another with --storage, or create a study first"
+        )
     if not file.parent.is_dir():
-        raise Unavailable(f"the folder {file.parent} of the database {file.name} does not exist; create it first")
+        raise Unavailable(
+            f"the folder {file.parent} of the database {file.name} does not exist; create it first"
+        )
     kind = _file_system(file.parent)
     if kind.startswith(_NETWORK_FILE_SYSTEMS):
         raise Unavailable(

@@ -118,6 +118,7 @@ class HeldStudy:
         self._queue: list[Write] = []
         with lease.database.errors(), lease.database.read() as connection:
             self.image.put(read_trials(connection, record.study_id))
+        self._seen = max((trial._trial_id for trial in self.image.trials()), default=0)
         self._read_attributes()
         self.storage = HeldStorage(self)
 
@@ -156,16 +157,18 @@ class HeldStudy:
         trials = optuna_tables["trials"]
         open_states = (TrialState.RUNNING, TrialState.WAITING)
         with self.lease.database.errors(), self.lease.database.read() as connection:
-            fresh = (trials.c.trial_id > self.image.newest_id) | trials.c.state.in_(open_states)
+            fresh = (trials.c.trial_id > self._seen) | trials.c.state.in_(open_states)
             query = sa.select(trials.c.trial_id, trials.c.state).where(
                 trials.c.study_id == self.record.study_id, fresh
             )
-            found = dict(connection.execute(query).tuples().all())
+            found: dict[int, TrialState] = dict(connection.execute(query).all())
             known = {trial._trial_id: trial.state for trial in self.image.trials(open_states)}
-            gone = {trial_id for trial_id in known if trial_id not in found}
+            gone = {trial_id for trial_id in known if found.get(trial_id) not in open_states}
             self.finished_elsewhere |= gone & self.owned
-            changed = (set(found) - self.owned) | gone
+            done = {trial._trial_id for trial in self.image.trials() if trial.state.is_finished()}
+            changed = (set(found) - self.owned - done) | gone
             reread = read_trials(connection, self.record.study_id, sorted(changed))
+        self._seen = max([self._seen, *found])
         self.image.put(reread)
         for trial_id in changed - {trial._trial_id for trial in reread}:
             self.image.drop(trial_id)
@@ -230,13 +233,13 @@ class HeldStudy:
 
     def _read_attributes(self) -> None:
         with self.lease.database.errors(), self.lease.database.read() as connection:
-            found = {}
+            found: dict[str, dict[str, Any]] = {}
             for kind in ("user", "system"):
                 table = optuna_tables[f"study_{kind}_attributes"]
                 query = sa.select(table.c.key, table.c.value_json).where(
                     table.c.study_id == self.record.study_id
                 )
-                found[kind] = {key: json.loads(text) for key, text in connection.execute(query).tuples()}
+                found[kind] = {key: json.loads(text) for key, text in connection.execute(query)}
         if found["system"].get(tables.UID_KEY) != self.uid:
             raise UnknownStudy(
                 f"study {self.record.name!r} was deleted or renamed by another program while it ran; "

@@ -64,8 +64,3 @@ class StudyImage:
         if states is None:
             return list(self._ordered)
         return [trial for trial in self._ordered if trial.state in states]
-
-    @property
-    def newest_id(self) -> int:
-        """The highest trial id that is known; 0 for none."""
-        return max(self._by_id, default=0)

@@ -241,7 +241,11 @@ class Lease:
         mine = (leases.c.study_uid == self.study_uid) & (leases.c.epoch == self.epoch)
         update = leases.update().where(mine).values(fields)
         while not self._released.wait(self.duration / 15):
-            with contextlib.suppress(Unavailable), self.database.errors(), self.database.write() as connection:
+            with (
+                contextlib.suppress(Unavailable),
+                self.database.errors(),
+                self.database.write() as connection,
+            ):
                 if connection.execute(update, {"now": utcnow()}).rowcount != 1:
                     self._lost.set()
                     return

@@ -16,7 +16,7 @@ MAX_ATTRIBUTE = 16 * 2**20
 
 def check_key(key: str) -> None:
     """Refuse a parameter, attribute or metric name that PostgreSQL would refuse."""
-    if "\0" in key or len(key) > MAX_KEY or not key.isprintable() and "\ud800" <= max(key) <= "\udfff":
+    if "\0" in key or len(key) > MAX_KEY or (not key.isprintable() and "\ud800" <= max(key) <= "\udfff"):
         shown = key if len(key) <= 60 else f"{key[:57]}..."
         raise Refused(f"the name {shown!r} has {len(key)} characters; give at most {MAX_KEY} without NUL")
 
@@ -37,7 +37,9 @@ def to_json(key: str, value: Any) -> str:
     try:
         text = json.dumps(value)
     except (TypeError, ValueError) as error:
-        raise Refused(f"attribute {key!r} is not plain data ({error}); store text, numbers, lists and dicts") from None
+        raise Refused(
+            f"attribute {key!r} is not plain data ({error}); store text, numbers, lists and dicts"
+        ) from None
     if len(text) > MAX_ATTRIBUTE:
         raise Refused(f"attribute {key!r} has {len(text)} characters of JSON; at most {MAX_ATTRIBUTE}")
     if "\\u0000" in text:

@@ -69,6 +69,5 @@ def end(owner: Mapping[str, object]) -> None:
 
 def shown(owner: Mapping[str, object] | str | None) -> str:
     """The owner for a person, such as ``process 812 on gpu-box``."""
-    if isinstance(owner, str):
-        owner = json.loads(owner)
-    return f"process {owner['pid']} on {owner['host']}" if owner else "nobody"
+    known = json.loads(owner) if isinstance(owner, str) else owner
+    return f"process {known['pid']} on {known['host']}" if known else "nobody"

@@ -28,9 +28,7 @@ def distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def read_trials(
-    connection: Connection, study_id: int, ids: Sequence[int] | None = None
-) -> list[FrozenTrial]:
+def read_trials(connection: Connection, study_id: int, ids: Sequence[int] | None = None) -> list[FrozenTrial]:
     """The trials of a study in order of number; with ``ids`` only those that still exist.
 
     Args:

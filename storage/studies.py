@@ -78,10 +78,12 @@ def create(
     try:
         with database.errors(), database.write() as connection:
             result = connection.execute(table.insert().values(study_name=name))
-            study_id = int(result.inserted_primary_key[0])
+            study_id = int(result.inserted_primary_key[0])  # type: ignore[index]
             for objective, direction in enumerate(directions):
                 way = StudyDirection[direction.upper()]
-                connection.execute(ways.insert().values(study_id=study_id, direction=way, objective=objective))
+                connection.execute(
+                    ways.insert().values(study_id=study_id, direction=way, objective=objective)
+                )
             _register(connection, study_id, seed=seed, sampler=sampler, pruner=pruner)
     except sa.exc.IntegrityError:
         return None

@@ -169,7 +169,9 @@ events = Table(
     Column("trial_id", Integer, index=True),
     Column("attempt", Integer),
     Column("epoch", BigInteger, nullable=False),
-    Column("kind", String(32), nullable=False),  # claimed, started, pruned, ended, retry, resumed, stopped, ...
+    Column(
+        "kind", String(32), nullable=False
+    ),  # claimed, started, pruned, ended, retry, resumed, stopped, ...
     Column("detail", Text, nullable=False),  # JSON: the reason and the inputs of the decision
     Column("created_at", DateTime, nullable=False),
 )

@@ -25,6 +25,7 @@ from storage.floats import stored
 from storage.tables import optuna_tables
 
 __all__ = [
+    "GUARDED",
     "AddCheckpoint",
     "AddEvent",
     "AddMetric",
@@ -35,7 +36,6 @@ __all__ = [
     "DropCheckpoints",
     "EndAttempt",
     "FinishTrial",
-    "GUARDED",
     "PopWaiting",
     "SetParam",
     "SetStudyAttr",
@@ -292,7 +292,7 @@ def _create_trial(write: CreateTrial, connection: Connection) -> tuple[int, int]
         "datetime_complete": None if template is None else to_utc(template.datetime_complete),
     }
     result = connection.execute(trials.insert().values(fields))
-    trial_id = int(result.inserted_primary_key[0])
+    trial_id = int(result.inserted_primary_key[0])  # type: ignore[index]
     if template is not None:
         _fill(connection, trial_id, template)
     if state == TrialState.RUNNING:
@@ -324,7 +324,9 @@ def _fill(connection: Connection, trial_id: int, template: FrozenTrial) -> None:
         _set_param(param, connection)
     for kind, attrs in (("user", template.user_attrs), ("system", template.system_attrs)):
         for key, value in attrs.items():
-            _set_trial_attr(SetTrialAttr(trial_id=trial_id, kind=kind, key=key, value_json=json.dumps(value)), connection)
+            _set_trial_attr(
+                SetTrialAttr(trial_id=trial_id, kind=kind, key=key, value_json=json.dumps(value)), connection
+            )
     for step, value in template.intermediate_values.items():
         _add_report(AddReport(trial_id=trial_id, step=step, value=value), connection)
     _add_values(connection, trial_id, tuple(template.values or ()))

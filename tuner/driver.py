@@ -10,32 +10,43 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import optuna
+from optuna.distributions import distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 import storage
-from storage.held import AttemptRecord
-from storage.writes import AddCheckpoint, Claim, DropCheckpoints, EndAttempt, SetStudyRow, StartAttempt, attributes_json
-from tuner import checkpoint, retention, retry, scheduler
+from storage.held import CommandRecord
+from storage.writes import DoneCommand, SetStudyRow
+from tuner import retry, scheduler
 from tuner.assignment import Assignment, Draw, ObjectiveRef
+from tuner.attempts import Attempts, Due, Running
 from tuner.dispatch.base import Cluster, Executor
 from tuner.errors import StudyHeld, StudyStopped
-from tuner.messages import Answer, Ask, Call, Ended, Envelope, Question, Released, Report, Sample, Saved, Started
+from tuner.messages import (
+    Answer,
+    Ask,
+    Call,
+    Ended,
+    Envelope,
+    Question,
+    Released,
+    Report,
+    Sample,
+    Saved,
+    Started,
+)
 from tuner.outcome import Outcome, Reason
-from tuner.retry import PastAttempt
 from tuner.seeds import trial_seed
 from tuner.settings import Settings
 from tuner.signals import Signals
-from tuner.snapshot import Progress, RunningTrial, Snapshot
+from tuner.snapshot import Progress, RunningTrial, Snapshot, best_trial, count_states
 from tuner.study import DrivenStudy, Space
 
 __all__ = ["Callback", "Driver", "Job"]
@@ -64,38 +75,12 @@ class Job:
     run: str
     objective: ObjectiveRef
     settings: Settings
+    checkpoints: str
     space: Space = None
     environment: dict[str, str] = field(default_factory=dict)
-    checkpoints: str
     provenance: dict[str, object] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
     grace: float = 10.0
-
-
-@dataclass(kw_only=True)
-class _Live:
-    """A trial on the workers, from its dispatch until its processes are gone."""
-
-    trial_id: int
-    number: int
-    attempt: int
-    history: list[PastAttempt]
-    began: float
-    reported: float
-    ended: bool = False
-    killed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Due:
-    """A claimed attempt that waits for its moment and a slot."""
-
-    trial_id: int
-    number: int
-    attempt: int
-    due: float
-    history: tuple[PastAttempt, ...]
-    resume: retention.Whole | None = None
 
 
 class Driver:
@@ -117,21 +102,22 @@ class Driver:
         progress: Progress | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.study = study
-        self.held = study.held
-        self.executor = executor
-        self.job = job
-        self.settings = job.settings
-        self.progress = progress
+        self._study = study
+        self._held = study.held
+        self._executor = executor
+        self._job = job
+        self._settings = job.settings
+        self._progress = progress
         self._stop_requested = stop_requested
-        self._live: dict[int, _Live] = {}
-        self._due: list[_Due] = []
+        self._attempts = Attempts(study, job.settings.retry, job.space, job.provenance)
+        self._running: dict[int, Running] = {}
+        self._due: list[Due] = []
         self._unacknowledged: dict[tuple[int, int], int] = {}
         self._draining = ""  # why nothing new starts, as it is recorded
         self._interrupting = False
-        self._failure = ""  # a reason to end with StudyStopped
-        self._failures: collections.Counter[str] = collections.Counter()
-        self._last_failures: collections.deque[Outcome] = collections.deque(maxlen=50)
+        self._failure = ""  # why the study stops without what was asked
+        self._reasons: collections.Counter[str] = collections.Counter()
+        self._failures_in_a_row: list[Outcome] = []
         self._finished_here = 0
         self._began = time.monotonic()
         self._next_flush = self._next_refresh = self._next_draw = 0.0
@@ -146,20 +132,23 @@ class Driver:
             KeyboardInterrupt: SIGINT or SIGTERM; everything is resumable.
             Infeasible, ClusterUnavailable, StoreUnavailable: see there.
         """
-        with Signals() as signals, contextlib.ExitStack() as stack:
-            stack.callback(self.executor.close)
-            epoch = self.held.lease.epoch
-            self._cluster = self.executor.open(self.job.run, epoch, self.settings.resources, self._receive)
-            signals.install()  # after Ray, which installs handlers of its own
-            self._recover()
-            try:
+        reason = "ended by an error"
+        try:
+            with Signals() as signals, contextlib.ExitStack() as stack:
+                stack.callback(self._executor.close)
+                epoch = self._held.lease.epoch
+                self._cluster = self._executor.open(
+                    self._job.run, epoch, self._settings.resources, self._receive
+                )
+                signals.install()  # after Ray, which installs handlers of its own
+                self._due += self._attempts.recover()
+                self._record({"stop_reason": None})
                 self._loop(signals)
-            finally:
-                with contextlib.suppress(storage.StorageError):
-                    self._flush()
-            reason = self._why()
-        if self.progress is not None:
-            self.progress.close(self._snapshot(), reason)
+                reason = self._why()
+                self._record({"stop_reason": reason})
+        finally:
+            if self._progress is not None:
+                self._progress.close(self._snapshot(), reason)
         if self._interrupting:
             raise KeyboardInterrupt(reason)
         if self._failure:
@@ -172,39 +161,37 @@ class Driver:
         while True:
             self._obey(signals)
             self._admit()
-            if not self._live and (self._draining or not self._work_left()):
+            if not self._running and (self._draining or not self._is_work_left()):
                 return
-            self.executor.poll(self._patience())
+            now = time.monotonic()
+            soonest = min((due.due for due in self._due), default=now + FLUSH_EVERY)
+            self._executor.poll(min(FLUSH_EVERY, max(0.0, soonest - now)))
             self._tick()
-
-    def _patience(self) -> float:
-        """Seconds that a poll may wait for the first message."""
-        now = time.monotonic()
-        moments = [now + FLUSH_EVERY, *(due.due for due in self._due)]
-        return min(FLUSH_EVERY, max(0.0, min(moments) - now))
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self.held.lease.lost:
-            raise StudyHeld(f"study {self.study.study_name!r} was taken over by another driver; this one ends")
+        if self._held.lease.lost:
+            name = self._study.study_name
+            raise StudyHeld(f"study {name!r} was taken over by another driver; this one ends")
         if now >= self._next_flush:
             self._flush()
             self._next_flush = now + FLUSH_EVERY
         if now >= self._next_refresh:
-            self.held.refresh()
+            self._held.refresh()
             self._drop_finished_elsewhere()
-            self._carry_out_commands()
+            for command in self._held.commands():
+                self._carry_out(command)
             self._next_refresh = now + REFRESH_EVERY
         self._watch(now)
-        if self.progress is not None and now >= self._next_draw:
-            self.progress.update(self._snapshot())
+        if self._progress is not None and now >= self._next_draw:
+            self._progress.update(self._snapshot())
             self._next_draw = now + DRAW_EVERY
 
     def _flush(self) -> None:
         """Commit what is queued, then let the shells forget what is durable."""
-        self.held.flush()
+        self._held.flush()
         for (number, rank), seq in self._unacknowledged.items():
-            self.executor.committed(number, rank, seq)
+            self._executor.committed(number, rank, seq)
         self._unacknowledged.clear()
 
     def _obey(self, signals: Signals) -> None:
@@ -212,15 +199,14 @@ class Driver:
         if signals.count and not self._interrupting:
             self._interrupting = True
             self._draining = f"interrupted by {signals.name}"
-            log.warning("%s: letting running trials checkpoint; press again to end them at once", signals.name)
-            for live in self._live.values():
-                self.executor.stop(live.number, Reason.INTERRUPTED, self.job.grace)
+            log.warning("%s: running trials may checkpoint; a second one ends them at once", signals.name)
+            self._stop_all(Reason.INTERRUPTED)
         if signals.count > 1:
-            for live in self._live.values():
-                self._kill(live, Reason.INTERRUPTED, "the driver was told twice to stop")
-        if (self.study.stop_requested or self._stop_requested()) and not self._draining:
+            for running in list(self._running.values()):
+                self._kill(running, Reason.INTERRUPTED, "the driver was told twice to stop")
+        if (self._study.stop_requested or self._stop_requested()) and not self._draining:
             self._draining = "stopped by study.stop()"
-        timeout = self.settings.timeout
+        timeout = self._settings.timeout
         if timeout is not None and time.monotonic() - self._began >= timeout and not self._draining:
             self._draining = f"timeout of {timeout:g} s reached"
 
@@ -229,14 +215,13 @@ class Driver:
     def _admit(self) -> None:
         """Fill the free slots: a due retry, then an enqueued trial, then a new one."""
         while True:
-            action = scheduler.decide(self._counts(), self.settings.n_trials)
-            match action:
+            match scheduler.decide(self._counts(), self._settings.n_trials):
                 case scheduler.StartRetry():
                     due = min(self._due, key=lambda one: one.due)
                     self._due.remove(due)
-                    self._dispatch(due, retried=True)
+                    self._dispatch(due, self._attempts.recorded_draw(due))
                 case scheduler.StartEnqueued() | scheduler.StartNew():
-                    self._start_new()
+                    self._dispatch(*self._attempts.ask())
                 case _:
                     return
 
@@ -246,8 +231,8 @@ class Driver:
         due = sum(1 for one in self._due if one.due <= now)
         return scheduler.Counts(
             finished=states["COMPLETE"] + states["PRUNED"] + states["FAIL"],
-            running=len(self._live),
-            running_unfinished=sum(1 for live in self._live.values() if not live.ended),
+            running=len(self._running),
+            running_unfinished=sum(1 for running in self._running.values() if not running.ended),
             retries_due=due,
             retries_waiting=len(self._due) - due,
             enqueued=states["WAITING"],
@@ -256,53 +241,25 @@ class Driver:
         )
 
     def _slots(self) -> int:
-        most = self.settings.max_concurrent
+        most = self._settings.max_concurrent
         return self._cluster.slots if most is None else min(most, self._cluster.slots)
 
     def _states(self) -> collections.Counter[str]:
-        return collections.Counter(trial.state.name for trial in self.held.image.trials())
+        return count_states(self._held.image.trials())
 
-    def _work_left(self) -> bool:
-        if self._due:
-            return True
-        return not isinstance(scheduler.decide(self._counts(), self.settings.n_trials), scheduler.Done)
+    def _is_work_left(self) -> bool:
+        done = isinstance(scheduler.decide(self._counts(), self._settings.n_trials), scheduler.Done)
+        return bool(self._due) or not done
 
-    def _start_new(self) -> None:
-        trial, relative = self.study.ask_trial(self.job.space)
-        due = _Due(trial_id=trial._trial_id, number=trial.number, attempt=1, due=0.0, history=())
-        self._dispatch(due, retried=False, relative=relative)
-
-    def _dispatch(self, due: _Due, *, retried: bool, relative: dict[str, Draw] | None = None) -> None:
+    def _dispatch(self, due: Due, draw: dict[str, Draw]) -> None:
         """Commit the attempt, then hand it to the executor."""
-        if relative is None:
-            relative = self._recorded_draw(due)
-        provenance = {**self.job.provenance, "seed": trial_seed(self.study.seed, due.number)}
-        start = StartAttempt(
-            study_uid=self.held.uid,
-            trial_id=due.trial_id,
-            attempt=due.attempt,
-            epoch=self.held.lease.epoch,
-            relative=json.dumps({name: [draw.value, draw.distribution] for name, draw in relative.items()}),
-            provenance=json.dumps(provenance, default=str),
-            resumed_step=due.resume.step if due.resume else None,
-        )
-        resumed = {"resumed_step": due.resume.step if due.resume else None}
-        self.held.queue(start)
-        self.study.event("started", resumed, trial_id=due.trial_id, attempt=due.attempt)
+        running = self._attempts.start(due, draw)
         self._flush()
-        now = time.monotonic()
-        self._live[due.number] = _Live(
-            trial_id=due.trial_id,
-            number=due.number,
-            attempt=due.attempt,
-            history=list(due.history),
-            began=now,
-            reported=now,
-        )
-        self.executor.start(self._assignment(due, relative))
+        self._running[due.number] = running
+        self._executor.start(self._assignment(due, draw))
 
-    def _assignment(self, due: _Due, relative: dict[str, Draw]) -> Assignment:
-        trial = self.held.image.trial(due.trial_id)
+    def _assignment(self, due: Due, draw: dict[str, Draw]) -> Assignment:
+        trial = self._held.image.trial(due.trial_id)
         constraints = {
             key.removeprefix("constraints:"): value
             for key, value in trial.system_attrs.items()
@@ -311,399 +268,216 @@ class Driver:
         params = {
             name: Draw(
                 value=float(dist.to_internal_repr(trial.params[name])),
-                distribution=optuna.distributions.distribution_to_json(dist),
+                distribution=distribution_to_json(dist),
             )
             for name, dist in trial.distributions.items()
         }
         return Assignment(
-            run=self.job.run,
-            epoch=self.held.lease.epoch,
-            study=self.study.study_name,
-            directions=self.held.record.directions,
+            run=self._job.run,
+            epoch=self._held.lease.epoch,
+            study=self._study.study_name,
+            directions=self._held.record.directions,
             number=due.number,
             attempt=due.attempt,
-            seed=trial_seed(self.study.seed, due.number),
+            seed=trial_seed(self._study.seed, due.number),
             started=trial.datetime_start.isoformat() if trial.datetime_start else "",
-            objective=self.job.objective,
-            resources=self.settings.resources,
+            objective=self._job.objective,
+            resources=self._settings.resources,
             gpus=self._cluster.gpus,
             params=params,
             fixed=trial.system_attrs.get("fixed_params", {}),
-            relative=relative,
+            relative=draw,
             user_attrs=dict(trial.user_attrs),
             constraints=constraints,
             reports=dict(trial.intermediate_values),
-            checkpoints=f"{self.job.checkpoints}/{self.held.uid[:12]}/{due.number}",
+            checkpoints=f"{self._job.checkpoints}/{self._held.uid[:12]}/{due.number}",
             resume=due.resume.resume if due.resume else None,
-            env=self.job.environment,
+            env=self._job.environment,
             folder=os.getcwd(),
-            can_prune=not isinstance(self.study.pruner, optuna.pruners.NopPruner),
-            grace=self.job.grace,
+            can_prune=not isinstance(self._study.pruner, optuna.pruners.NopPruner),
+            grace=self._job.grace,
         )
-
-    def _recorded_draw(self, due: _Due) -> dict[str, Draw]:
-        """The joint draw of an earlier attempt; drawn now for a claim that never started."""
-        for record in self.held.attempts(due.trial_id):
-            if record.relative is not None:
-                pairs = json.loads(record.relative)
-                return {name: Draw(value=value, distribution=text) for name, (value, text) in pairs.items()}
-        return self.study.draw(due.trial_id, due.number, self.job.space)
 
     # ------------------------------------------------------------------ messages
 
     def _receive(self, envelope: Envelope) -> None:
         """What the executor delivers: the sink of :meth:`Executor.open`."""
-        live = self._live.get(envelope.number)
-        if live is None or live.attempt != envelope.attempt:
+        running = self._running.get(envelope.number)
+        if running is None or running.attempt != envelope.attempt:
             return
-        message = envelope.message
-        if isinstance(message, Released):
-            del self._live[live.number]
-            if not live.ended:
-                self._end(live, Outcome(reason=Reason.RANK_LOST, message="the attempt ended without an outcome"))
+        if isinstance(envelope.message, Released):
+            del self._running[running.number]
+            if not running.ended:
+                self._end(running, Outcome(reason=Reason.RANK_LOST, message="the attempt left no outcome"))
             return
-        if live.ended:
+        if running.ended:
             return
         self._unacknowledged[envelope.number, envelope.rank] = envelope.seq
         try:
-            self._handle(live, envelope)
+            self._handle(running, envelope)
         except storage.Refused as error:
-            self._kill(live, Reason.REFUSED, str(error))
+            self._kill(running, Reason.REFUSED, str(error))
         except UpdateFinishedTrialError:
-            self.held.finished_elsewhere.add(live.trial_id)
+            self._held.finished_elsewhere.add(running.trial_id)
             self._drop_finished_elsewhere()
 
-    def _handle(self, live: _Live, envelope: Envelope) -> None:
-        message = envelope.message
-        match message:
+    def _handle(self, running: Running, envelope: Envelope) -> None:
+        match envelope.message:
             case Started(ranks=ranks):
-                text = json.dumps([dataclasses.asdict(rank) for rank in ranks])
-                self.held.queue(
-                    StartAttempt(
-                        study_uid=self.held.uid,
-                        trial_id=live.trial_id,
-                        attempt=live.attempt,
-                        epoch=self.held.lease.epoch,
-                        ranks=text,
-                    )
-                )
-                live.began = live.reported = time.monotonic()
-            case Question():
-                self._reply(live, envelope.rank, message)
+                self._attempts.place(running, ranks)
+                running.began = running.reported = time.monotonic()
+            case Question() as question:
+                answer = self._answer(running, envelope.rank, question)
+                self._executor.answer(running.number, envelope.rank, answer)
             case Ended(outcome=outcome):
-                self._end(live, outcome)
-            case _:
+                self._end(running, outcome)
+            case message:
                 if isinstance(message, Report):
-                    live.reported = time.monotonic()
-                self.study.apply(live.trial_id, live.attempt, message)
+                    running.reported = time.monotonic()
+                self._study.apply(running.trial_id, running.attempt, message)
 
-    def _reply(self, live: _Live, rank: int, question: Question) -> None:
+    def _answer(self, running: Running, rank: int, question: Question) -> Answer:
         try:
-            value = self._answer(live, rank, question)
-            answer = Answer(id=question.id, value=value)
+            return Answer(id=question.id, value=self._find_answer(running, rank, question))
+        except (storage.Refused, UpdateFinishedTrialError):
+            raise
         except (ValueError, RuntimeError, KeyError) as error:
-            if isinstance(error, storage.Refused | UpdateFinishedTrialError):
-                raise
-            answer = Answer(id=question.id, error=f"{type(error).__name__}: {error}")
-        self.executor.answer(live.number, rank, answer)
+            return Answer(id=question.id, error=f"{type(error).__name__}: {error}")
 
-    def _answer(self, live: _Live, rank: int, question: Question) -> object:
+    def _find_answer(self, running: Running, rank: int, question: Question) -> object:
         match question:
             case Sample(name=name, distribution=text):
-                return self.study.sample(live.trial_id, name, text)
+                return self._study.sample(running.trial_id, name, text)
             case Ask():
-                live.reported = time.monotonic()
-                return self.study.verdict(live.trial_id, live.attempt)
-            case Saved():
-                return self._record_checkpoint(live, rank, question)
+                running.reported = time.monotonic()
+                return self._study.verdict(running.trial_id, running.attempt)
+            case Saved() as saved:
+                running.reported = time.monotonic()
+                self._attempts.save(running, rank, self._settings.resources.ranks, saved)
+                return None
             case Call(method=method, arguments=arguments):
-                return self.study.call(method, arguments)
+                return self._study.call(method, arguments)
         raise ValueError(f"no answer to {question!r}")
 
-    def _record_checkpoint(self, live: _Live, rank: int, saved: Saved) -> None:
-        """Make a rank's part of a checkpoint count, then delete what it replaces."""
-        trial = self.held.image.trial(live.trial_id)
-        self.held.queue(
-            AddCheckpoint(
-                study_uid=self.held.uid,
-                trial_id=live.trial_id,
-                attempt=live.attempt,
-                step=saved.step,
-                rank=rank,
-                world_size=self.settings.resources.ranks,
-                path=saved.path,
-                digest=saved.digest,
-                size=saved.size,
-                attributes=attributes_json(trial) if rank == 0 else None,
-            )
-        )
-        self._flush()
-        self._sweep_checkpoints(live.trial_id, keep=2)
-
-    def _sweep_checkpoints(self, trial_id: int, keep: int) -> None:
-        records = self.held.checkpoints(trial_id)
-        for attempt, step in retention.expendable(records, keep):
-            paths = [one.path for one in records if (one.attempt, one.step) == (attempt, step)]
-            drop = DropCheckpoints(study_uid=self.held.uid, trial_id=trial_id, attempt=attempt, step=step)
-            self.held.flush(drop)
-            checkpoint.delete(paths)
-
-    # ------------------------------------------------------------------ the end of an attempt
-
-    def _end(self, live: _Live, outcome: Outcome) -> None:
-        live.ended = True
-        decision = retry.decide(outcome, live.history, self.settings.retry)
-        end = EndAttempt(
-            study_uid=self.held.uid,
-            trial_id=live.trial_id,
-            attempt=live.attempt,
-            epoch=self.held.lease.epoch,
-            reason=outcome.reason,
-            charged=decision.charged,
-            message=outcome.message,
-            exception=outcome.exception,
-            traceback=outcome.traceback,
-            log_tail=outcome.log_tail,
-        )
-        if decision.again:
-            past = PastAttempt(reason=outcome.reason, charged=decision.charged)
-            self._again(end, live.number, [*live.history, past], decision.delay, decision.why)
+    def _end(self, running: Running, outcome: Outcome) -> None:
+        """An attempt has its outcome: record it, and what follows."""
+        running.ended = True
+        result = self._attempts.end(running, outcome)
+        if isinstance(result, Due):
+            self._due.append(result)
             return
-        try:
-            state = self.study.finish(live.number, outcome, end)
-        except UpdateFinishedTrialError:
-            self.held.finished_elsewhere.add(live.trial_id)
-            self._close_elsewhere(end)
+        if result is None:
             return
         self._finished_here += 1
         self._flush()
-        self._sweep_checkpoints(live.trial_id, keep=1)
-        if state is TrialState.FAIL:
-            self._count_failure(outcome)
+        if result is TrialState.FAIL:
+            self._reasons[outcome.reason] += 1
+            self._failures_in_a_row.append(outcome)
+            why = retry.should_stop_study(self._failures_in_a_row, self._settings.retry)
+            if why and not self._failure:
+                self._failure = why
+                self._draining = why.splitlines()[0]
         else:
-            self._last_failures.clear()
-        self._call_back(live.trial_id)
-
-    def _again(
-        self, end: EndAttempt, number: int, history: list[PastAttempt], delay: float, why: str
-    ) -> None:
-        """End an attempt and claim the next one, from the newest valid checkpoint: one transaction."""
-        start, damaged = retention.newest_valid(self.held.checkpoints(end.trial_id), checkpoint.verify)
-        for one in damaged:
-            lost = {"attempt": one.attempt, "step": one.step, "path": one.shards[0].path}
-            self.study.event("checkpoint_damaged", lost, trial_id=end.trial_id, attempt=end.attempt)
-        attributes = start.attributes if start else self._first_attributes(end.trial_id)
-        claim = Claim(
-            study_uid=self.held.uid,
-            trial_id=end.trial_id,
-            number=number,
-            attempt=end.attempt + 1,
-            epoch=self.held.lease.epoch,
-            attributes=attributes,
-            resumed_step=start.step if start else None,
-        )
-        step = start.step if start else -1
-        detail = {"reason": end.reason, "message": end.message, "why": why, "from_step": step, "delay": delay}
-        self.study.event("retry", detail, trial_id=end.trial_id, attempt=end.attempt)
-        self.held.queue(end, self.held.supersede(end.trial_id, end.attempt, step, attributes), claim)
-        self._flush()
-        self._due.append(
-            _Due(
-                trial_id=end.trial_id,
-                number=number,
-                attempt=end.attempt + 1,
-                due=time.monotonic() + delay,
-                history=tuple(history),
-                resume=start,
-            )
-        )
-
-    def _first_attributes(self, trial_id: int) -> str:
-        for record in self.held.attempts(trial_id):
-            if record.attributes is not None:
-                return record.attributes
-        return attributes_json(None)
-
-    def _count_failure(self, outcome: Outcome) -> None:
-        self._failures[outcome.reason] += 1
-        self._last_failures.append(outcome)
-        why = retry.should_stop_study(list(self._last_failures), self.settings.retry)
-        if why and not self._failure:
-            self._failure = why
-            self._draining = why.splitlines()[0]
-
-    def _call_back(self, trial_id: int) -> None:
-        for callback in self.job.callbacks:
-            callback(self.study, self.held.storage.get_trial(trial_id))
+            self._failures_in_a_row.clear()
+        for callback in self._job.callbacks:
+            callback(self._study, self._held.storage.get_trial(running.trial_id))
 
     # ------------------------------------------------------------------ watching
 
     def _watch(self, now: float) -> None:
         """End attempts that are too long, or silent."""
-        total, silence = self.settings.trial_timeout, self.settings.stall_timeout
-        for live in list(self._live.values()):
-            if live.ended or live.killed:
-                continue
-            if total is not None and now - live.began > total:
-                self._kill(live, Reason.TIMEOUT, f"ran longer than trial_timeout={total:g} s")
-            elif silence is not None and now - live.reported > silence:
-                self._kill(live, Reason.STALLED, f"no report within stall_timeout={silence:g} s")
+        total, silence = self._settings.trial_timeout, self._settings.stall_timeout
+        for running in list(self._running.values()):
+            if total is not None and now - running.began > total:
+                self._kill(running, Reason.TIMEOUT, f"ran longer than trial_timeout={total:g} s")
+            elif silence is not None and now - running.reported > silence:
+                self._kill(running, Reason.STALLED, f"no report within stall_timeout={silence:g} s")
 
-    def _kill(self, live: _Live, reason: Reason, message: str) -> None:
-        if not live.killed and not live.ended:
-            live.killed = True
-            self.executor.kill(live.number, reason, message)
+    def _kill(self, running: Running, reason: Reason, message: str) -> None:
+        if not running.killed and not running.ended:
+            running.killed = True
+            self._executor.kill(running.number, reason, message)
+
+    def _stop_all(self, reason: Reason) -> None:
+        for running in list(self._running.values()):
+            if not running.ended:
+                self._executor.stop(running.number, reason, self._job.grace)
 
     def _drop_finished_elsewhere(self) -> None:
         """Another program told trials of ours: its word stands, ours ends."""
-        for trial_id in list(self.held.finished_elsewhere):
-            self.held.finished_elsewhere.discard(trial_id)
-            self.held.owned.discard(trial_id)
-            live = next((one for one in self._live.values() if one.trial_id == trial_id), None)
+        for trial_id in list(self._held.finished_elsewhere):
             self._due = [due for due in self._due if due.trial_id != trial_id]
-            for record in self.held.attempts(trial_id):
-                if record.state != "ended":
-                    self._close_elsewhere(self._ending(record, Reason.FINISHED_ELSEWHERE, charged=False))
-            if live is not None and not live.ended:
-                self.executor.kill(live.number, Reason.FINISHED_ELSEWHERE, "another program told this trial")
-                live.ended = True
+            for running in list(self._running.values()):
+                if running.trial_id == trial_id and not running.ended:
+                    running.ended = True
+                    message = "another program told this trial"
+                    self._executor.kill(running.number, Reason.FINISHED_ELSEWHERE, message)
+            self._attempts.close_elsewhere(trial_id)
 
-    def _close_elsewhere(self, end: EndAttempt) -> None:
-        message = "another program told this trial first; its word stands"
-        end = dataclasses.replace(end, reason=Reason.FINISHED_ELSEWHERE, charged=False, message=message)
-        self.study.event("finished_elsewhere", {}, trial_id=end.trial_id, attempt=end.attempt)
-        self.held.queue(end)
-        self._flush()
-        self.held.refresh()
-
-    def _carry_out_commands(self) -> None:
-        for command in self.held.commands():
-            result = "done"
-            if command.name == "stop":
-                self._draining = self._draining or "stopped by 'tuner stop'"
-                if command.arguments.get("now"):
-                    for live in self._live.values():
-                        self.executor.stop(live.number, Reason.INTERRUPTED, self.job.grace)
-            elif command.name == "stop_trial":
-                live = self._live.get(int(command.arguments["number"]))
-                if live is None or live.ended:
-                    result = f"trial {command.arguments['number']} is not running"
-                else:
-                    self.executor.stop(live.number, Reason.STOPPED, self.job.grace)
+    def _carry_out(self, command: CommandRecord) -> None:
+        """A command of the dashboard or the command line."""
+        result = "done"
+        if command.name == "stop":
+            self._draining = self._draining or "stopped by command"
+            if command.arguments.get("now"):
+                self._stop_all(Reason.INTERRUPTED)
+        elif command.name == "stop_trial":
+            number = int(command.arguments["number"])
+            running = self._running.get(number)
+            if running is None or running.ended:
+                result = f"trial {number} is not running"
             else:
-                result = f"this driver does not know the command {command.name!r}"
-            self.study.event("command", {"name": command.name, **command.arguments, "result": result})
-            self.held.queue(storage.writes.DoneCommand(command_id=command.command_id, result=result))
-            self._flush()
+                self._executor.stop(number, Reason.STOPPED, self._job.grace)
+        else:
+            result = f"this driver does not know the command {command.name!r}"
+        self._study.event("command", {"name": command.name, **command.arguments, "result": result})
+        self._held.flush(DoneCommand(command_id=command.command_id, result=result))
 
-    # ------------------------------------------------------------------ take-over, and the end
-
-    def _recover(self) -> None:
-        """Take on the unfinished attempts of the driver before this one."""
-        by_trial: dict[int, list[AttemptRecord]] = {}
-        for record in self.held.attempts():
-            by_trial.setdefault(record.trial_id, []).append(record)
-        for trial_id, records in by_trial.items():
-            last = records[-1]
-            history = [_past(record) for record in records[:-1]]
-            trial = self._find(trial_id)
-            if trial is None or trial.state is not TrialState.RUNNING:
-                self._close_elsewhere(self._ending(last, Reason.FINISHED_ELSEWHERE, charged=False))
-                continue
-            self.held.owned.add(trial_id)
-            if last.state == "claimed":
-                start = retention.newest_valid(self.held.checkpoints(trial_id), checkpoint.verify)[0]
-                self._due.append(
-                    _Due(
-                        trial_id=trial_id,
-                        number=last.number,
-                        attempt=last.attempt,
-                        due=0.0,
-                        history=tuple(history),
-                        resume=start if last.resumed_step is not None else None,
-                    )
-                )
-                continue
-            end = self._ending(last, Reason.DRIVER_LOST, charged=False)
-            past = PastAttempt(reason=Reason.DRIVER_LOST, charged=False)
-            self._again(end, last.number, [*history, past], 0.0, "its driver was lost")
-        if by_trial:
-            self.study.event("taken_over", {"trials": len(by_trial)})
-        self.held.queue(SetStudyRow(study_uid=self.held.uid, columns={"stop_reason": None}))
-        self._flush()
-
-    def _find(self, trial_id: int) -> FrozenTrial | None:
-        try:
-            return self.held.image.trial(trial_id)
-        except KeyError:
-            return None
-
-    def _ending(self, record: AttemptRecord, reason: Reason, *, charged: bool) -> EndAttempt:
-        return EndAttempt(
-            study_uid=self.held.uid,
-            trial_id=record.trial_id,
-            attempt=record.attempt,
-            epoch=self.held.lease.epoch,
-            reason=reason,
-            charged=charged,
-            message="the driver was lost while this attempt ran" if reason is Reason.DRIVER_LOST else "",
-        )
+    # ------------------------------------------------------------------ what a person sees
 
     def _why(self) -> str:
-        """Record why the run ended."""
-        if self._draining:
-            reason = self._draining
-        else:
-            reason = f"budget of {self.settings.n_trials} trials spent"
+        reason = self._draining or f"budget of {self._settings.n_trials} trials spent"
         waiting = self._states()["WAITING"]
         if waiting:
             reason += f"; {waiting} enqueued trial{'s' if waiting > 1 else ''} still waiting"
-        self.study.event("stopped", {"reason": reason})
-        self.held.queue(SetStudyRow(study_uid=self.held.uid, columns={"stop_reason": reason}))
-        self._flush()
+        self._study.event("stopped", {"reason": reason})
         return reason
+
+    def _record(self, columns: dict[str, object]) -> None:
+        self._held.queue(SetStudyRow(study_uid=self._held.uid, columns=columns))
+        self._flush()
 
     def _snapshot(self) -> Snapshot:
         now = time.monotonic()
-        best = _best(self.held.image.trials((TrialState.COMPLETE,)), self.held.record.directions)
-        running = []
-        for live in self._live.values():
-            trial = self.held.image.trial(live.trial_id)
-            running.append(
+        trials = self._held.image.trials()
+        best = best_trial(trials, self._held.record.directions)
+        shown = []
+        for running in self._running.values():
+            trial = self._held.image.trial(running.trial_id)
+            shown.append(
                 RunningTrial(
-                    number=live.number,
-                    attempt=live.attempt,
-                    seconds=now - live.began,
+                    number=running.number,
+                    attempt=running.attempt,
+                    seconds=now - running.began,
                     step=trial.last_step,
                     values=tuple(trial.intermediate_values.values()),
                     params=dict(trial.params),
                 )
             )
         return Snapshot(
-            study=self.study.study_name,
-            directions=self.held.record.directions,
-            states=self._states(),
-            n_trials=self.settings.n_trials,
+            study=self._study.study_name,
+            directions=self._held.record.directions,
+            states=count_states(trials),
+            n_trials=self._settings.n_trials,
             seconds=now - self._began,
             finished_here=self._finished_here,
-            running=tuple(running),
+            running=tuple(shown),
             best=best.value if best else None,
             best_number=best.number if best else None,
             best_params=dict(best.params) if best else {},
-            reasons=dict(self._failures),
+            reasons=dict(self._reasons),
             retrying=len(self._due),
             slots=self._slots(),
             cluster=self._cluster.description,
             phase="interrupting" if self._interrupting else "draining" if self._draining else "running",
         )
-
-
-def _past(record: AttemptRecord) -> PastAttempt:
-    return PastAttempt(reason=Reason(record.reason), charged=record.charged)
-
-
-def _best(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> FrozenTrial | None:
-    if len(directions) != 1:
-        return None
-    sign = 1 if directions[0] == "minimize" else -1
-    return min(trials, key=lambda trial: sign * trial.values[0], default=None)

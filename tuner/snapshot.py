@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Progress", "RunningTrial", "Snapshot"]
+from optuna.trial import FrozenTrial, TrialState
+
+__all__ = ["Progress", "RunningTrial", "Snapshot", "best_trial", "count_states"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class Snapshot:
         seconds: since this run began; ``finished_here`` trials ended in it.
         best: value of the best trial of a single objective, or None; with its number and params.
         reasons: count of failures by reason code, in this run.
+        retrying: attempts that wait for their moment.
         slots: attempts that run at once at most.
         phase: "running", "draining" or "interrupting".
     """
@@ -60,3 +64,17 @@ class Progress(Protocol):
 
     def close(self, snapshot: Snapshot | None, message: str) -> None:
         """The run ended; ``message`` says how."""
+
+
+def count_states(trials: Iterable[FrozenTrial]) -> collections.Counter[str]:
+    """How many trials are in each state, by the state's name."""
+    return collections.Counter(trial.state.name for trial in trials)
+
+
+def best_trial(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> FrozenTrial | None:
+    """The best COMPLETE trial of a single objective; None without one."""
+    if len(directions) != 1:
+        return None
+    sign = 1 if directions[0] == "minimize" else -1
+    done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.values]
+    return min(done, key=lambda trial: sign * trial.values[0], default=None)

@@ -75,7 +75,9 @@ class DrivenStudy(optuna.Study):
         drawn = {}
         for name, value in relative.items():
             dist = (trial.relative_search_space or {})[name]
-            drawn[name] = Draw(value=float(dist.to_internal_repr(value)), distribution=distribution_to_json(dist))
+            drawn[name] = Draw(
+                value=float(dist.to_internal_repr(value)), distribution=distribution_to_json(dist)
+            )
         if callable(space):
             space(trial)
         elif space is not None:
@@ -210,10 +212,13 @@ def check_space(space: Any) -> Space:
     Raises:
         BadInput: names what was given.
     """
-    if space is None or callable(space):
-        return space
+    if space is None:
+        return None
+    if callable(space):
+        chosen: Callable[[optuna.Trial], object] = space
+        return chosen
     if isinstance(space, Mapping) and all(isinstance(dist, BaseDistribution) for dist in space.values()):
-        return space
+        return dict(space)
     raise BadInput(
         f"space={space!r}: give a dict of Optuna distributions, such as "
         '{"lr": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)}, or a function of the trial'

@@ -1,0 +1,97 @@
+"""What is refused before anything is written, and the schema of our tables."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy as sa
+
+from storage import Database, Unavailable, database, mask_url, migrations
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("tuner.db", "not a database URL"),
+        ("mysql://ann:secret@host/db", "not to mysql"),
+        ("sqlite://", "in memory is lost"),
+        ("sqlite:////nowhere/at/all/tuner.db", "does not exist"),
+        ("postgresql://ann:secret@127.0.0.1:1/db", "cannot be used"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused_in_one_line(url: str, part: str) -> None:
+    with pytest.raises(Unavailable, match=part) as caught:
+        Database(url, timeout=3)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_reading_a_missing_file_does_not_make_it(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="there is no database"):
+        Database(f"sqlite:///{tmp_path}/none.db", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_file_system", lambda folder: "nfs4")
+    with pytest.raises(Unavailable, match="network file system"):
+        Database(f"sqlite:///{tmp_path}/tuner.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_models_and_the_head_revision_agree(url: str) -> None:
+    made = Database(url)
+    with made.read() as connection:
+        assert migrations.differences(connection) == []
+        assert migrations.revision(connection) == migrations.head()
+    made.dispose()
+
+
+@pytest.mark.parametrize(
+    ("statement", "part"),
+    [
+        ("UPDATE version_info SET schema_version = 11", "optuna storage upgrade"),
+        ("UPDATE version_info SET schema_version = 13", "upgrade Tuner"),
+        ("UPDATE tuner_alembic_version SET version_num = '9999'", "upgrade Tuner"),
+    ],
+    ids=["older Optuna", "newer Optuna", "newer Tuner"],
+)
+def test_another_schema_is_refused_and_nothing_is_written(tmp_path: Path, statement: str, part: str) -> None:
+    path = tmp_path / "tuner.db"
+    made = Database(f"sqlite:///{path}")
+    with made.write() as connection:
+        connection.execute(sa.text(statement))
+    made.dispose()
+    shutil.copy(path, tmp_path / "before.db")
+    with pytest.raises(Unavailable, match=part):
+        Database(f"sqlite:///{path}")
+    assert path.read_bytes() == (tmp_path / "before.db").read_bytes()
+
+
+def test_a_database_of_plain_optuna_gets_our_tables_beside_its_own(url: str) -> None:
+    if url.startswith("sqlite"):
+        plain = optuna.storages.RDBStorage(url)
+    else:
+        plain = optuna.storages.RDBStorage(str(url))
+    optuna.create_study(study_name="before", storage=plain)
+    made = Database(url)
+    with made.read() as connection:
+        names = sa.inspect(connection).get_table_names()
+    assert "tuner_attempts" in names
+    assert optuna.load_study(study_name="before", storage=plain).trials == []
+    plain.engine.dispose()
+    made.dispose()
+
+
+def test_sqlite_is_opened_for_durable_commits(sqlite_url: str) -> None:
+    made = Database(sqlite_url)
+    with made.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+def test_passwords_are_masked() -> None:
+    assert mask_url("postgresql://ann:secret@db/tuner") == "postgresql://ann:***@db/tuner"

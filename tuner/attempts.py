@@ -1,0 +1,317 @@
+"""The attempts of trials in the store: claimed, started, ended, retried, and taken over.
+
+Each step is one transaction. The decision whether another attempt follows is
+:func:`tuner.retry.decide`'s; where it starts from is :func:`tuner.retention.newest_valid`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from storage.held import AttemptRecord
+from storage.writes import (
+    AddCheckpoint,
+    Claim,
+    DropCheckpoints,
+    EndAttempt,
+    StartAttempt,
+    attributes_json,
+)
+from tuner import checkpoint, retention, retry
+from tuner.assignment import Draw
+from tuner.messages import RankInfo, Saved
+from tuner.outcome import Outcome, Reason
+from tuner.retry import PastAttempt, Retry
+from tuner.seeds import trial_seed
+from tuner.study import DrivenStudy, Space
+
+__all__ = ["Attempts", "Due", "Running"]
+
+LIVE_CHECKPOINTS = 2  # kept of a trial that runs: the newest may be damaged
+LAST_CHECKPOINTS = 1  # kept of a trial that ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """A claimed attempt that waits for its moment and a slot.
+
+    Attributes:
+        due: on the monotonic clock.
+        history: the attempts before it.
+        resume: the checkpoint that it starts from, or None.
+    """
+
+    trial_id: int
+    number: int
+    attempt: int
+    due: float = 0.0
+    history: tuple[PastAttempt, ...] = ()
+    resume: retention.Whole | None = None
+
+
+@dataclass(kw_only=True)
+class Running:
+    """An attempt on the workers, from its dispatch until its processes are gone.
+
+    Attributes:
+        began, reported: on the monotonic clock: its start, and its last word.
+        ended: its outcome is recorded; its processes are still leaving.
+        killed: its end was ordered.
+    """
+
+    trial_id: int
+    number: int
+    attempt: int
+    history: tuple[PastAttempt, ...]
+    began: float
+    reported: float
+    ended: bool = False
+    killed: bool = False
+
+
+class Attempts:
+    """The store's side of the attempts of one driven study.
+
+    Args:
+        study: held by this process.
+        policy: for retries.
+        space: evaluated in the driver when a trial is asked; may be None.
+        provenance: plain data, recorded with every attempt.
+    """
+
+    def __init__(
+        self, study: DrivenStudy, policy: Retry, space: Space, provenance: Mapping[str, object]
+    ) -> None:
+        self._study = study
+        self._held = study.held
+        self._policy = policy
+        self._space = space
+        self._provenance = provenance
+
+    def ask(self) -> tuple[Due, dict[str, Draw]]:
+        """Claim a waiting or a new trial: its first attempt, and its joint draw."""
+        trial, draw = self._study.ask_trial(self._space)
+        return Due(trial_id=trial._trial_id, number=trial.number, attempt=1), draw
+
+    def start(self, due: Due, draw: Mapping[str, Draw]) -> Running:
+        """Queue that an attempt goes to the workers; the caller flushes before it does."""
+        provenance = {**self._provenance, "seed": trial_seed(self._study.seed, due.number)}
+        step = due.resume.step if due.resume else None
+        self._held.queue(
+            StartAttempt(
+                study_uid=self._held.uid,
+                trial_id=due.trial_id,
+                attempt=due.attempt,
+                epoch=self._held.lease.epoch,
+                relative=json.dumps({name: [one.value, one.distribution] for name, one in draw.items()}),
+                provenance=json.dumps(provenance, default=str),
+                resumed_step=step,
+            )
+        )
+        self._study.event("started", {"resumed_step": step}, trial_id=due.trial_id, attempt=due.attempt)
+        now = time.monotonic()
+        return Running(
+            trial_id=due.trial_id,
+            number=due.number,
+            attempt=due.attempt,
+            history=due.history,
+            began=now,
+            reported=now,
+        )
+
+    def recorded_draw(self, due: Due) -> dict[str, Draw]:
+        """The joint draw of an earlier attempt; drawn now for a claim that never started."""
+        for record in self._held.attempts(due.trial_id):
+            if record.relative is not None:
+                pairs = json.loads(record.relative)
+                return {name: Draw(value=value, distribution=text) for name, (value, text) in pairs.items()}
+        return self._study.draw(due.trial_id, due.number, self._space)
+
+    def place(self, running: Running, ranks: Sequence[RankInfo]) -> None:
+        """Queue where an attempt's ranks run."""
+        self._held.queue(
+            StartAttempt(
+                study_uid=self._held.uid,
+                trial_id=running.trial_id,
+                attempt=running.attempt,
+                epoch=self._held.lease.epoch,
+                ranks=json.dumps([dataclasses.asdict(rank) for rank in ranks]),
+            )
+        )
+
+    def save(self, running: Running, rank: int, world_size: int, saved: Saved) -> None:
+        """Make a rank's part of a checkpoint count, then delete what it replaces."""
+        trial = self._held.image.trial(running.trial_id)
+        self._held.flush(
+            AddCheckpoint(
+                study_uid=self._held.uid,
+                trial_id=running.trial_id,
+                attempt=running.attempt,
+                step=saved.step,
+                rank=rank,
+                world_size=world_size,
+                path=saved.path,
+                digest=saved.digest,
+                size=saved.size,
+                attributes=attributes_json(trial) if rank == 0 else None,
+            )
+        )
+        self._delete_checkpoints(running.trial_id, LIVE_CHECKPOINTS)
+
+    def end(self, running: Running, outcome: Outcome) -> Due | TrialState | None:
+        """Record how an attempt ended.
+
+        Returns:
+            The next attempt, claimed in the same transaction; or the trial's terminal state; or
+            None when another program told the trial first: its word stands.
+        """
+        decision = retry.decide(outcome, running.history, self._policy)
+        end = EndAttempt(
+            study_uid=self._held.uid,
+            trial_id=running.trial_id,
+            attempt=running.attempt,
+            epoch=self._held.lease.epoch,
+            reason=outcome.reason,
+            charged=decision.charged,
+            message=outcome.message,
+            exception=outcome.exception,
+            traceback=outcome.traceback,
+            log_tail=outcome.log_tail,
+        )
+        if decision.again:
+            past = PastAttempt(reason=outcome.reason, charged=decision.charged)
+            history = (*running.history, past)
+            return self._again(end, running.number, history, decision.delay, decision.why)
+        try:
+            state = self._study.finish(running.number, outcome, end)
+        except UpdateFinishedTrialError:
+            self.close_elsewhere(running.trial_id)
+            return None
+        self._delete_checkpoints(running.trial_id, LAST_CHECKPOINTS)
+        return state
+
+    def close_elsewhere(self, trial_id: int) -> None:
+        """Another program told a trial of ours: end its open attempt, and drop what is ours."""
+        self._held.finished_elsewhere.discard(trial_id)
+        self._held.owned.discard(trial_id)
+        for record in self._held.attempts(trial_id):
+            if record.state != "ended":
+                message = "another program told this trial first; its word stands"
+                self._held.queue(self._ending(record, Reason.FINISHED_ELSEWHERE, message))
+                self._study.event("finished_elsewhere", {}, trial_id=trial_id, attempt=record.attempt)
+        self._held.flush()
+        self._held.refresh()
+
+    def recover(self) -> list[Due]:
+        """Take on the unfinished attempts of the driver before this one.
+
+        A claim that never started is started first; one that ran ends as ``driver_lost``, and its
+        trial goes on from its newest valid checkpoint.
+        """
+        by_trial: dict[int, list[AttemptRecord]] = {}
+        for record in self._held.attempts():
+            by_trial.setdefault(record.trial_id, []).append(record)
+        found = []
+        for trial_id, records in by_trial.items():
+            if not self._runs(trial_id):
+                self.close_elsewhere(trial_id)
+                continue
+            self._held.owned.add(trial_id)
+            last, history = records[-1], tuple(_past(record) for record in records[:-1])
+            if last.state == "claimed":
+                found.append(self._claimed(last, history))
+                continue
+            end = self._ending(last, Reason.DRIVER_LOST, "the driver was lost while this attempt ran")
+            past = PastAttempt(reason=Reason.DRIVER_LOST, charged=False)
+            found.append(self._again(end, last.number, (*history, past), 0.0, "its driver was lost"))
+        if by_trial:
+            self._study.event("taken_over", {"trials": len(by_trial)})
+            self._held.flush()
+        return found
+
+    def _claimed(self, record: AttemptRecord, history: tuple[PastAttempt, ...]) -> Due:
+        start = None
+        if record.resumed_step is not None:
+            start = retention.newest_valid(self._held.checkpoints(record.trial_id), checkpoint.verify)[0]
+        return Due(
+            trial_id=record.trial_id,
+            number=record.number,
+            attempt=record.attempt,
+            history=history,
+            resume=start,
+        )
+
+    def _again(
+        self, end: EndAttempt, number: int, history: tuple[PastAttempt, ...], delay: float, why: str
+    ) -> Due:
+        """End an attempt and claim the next, from the newest valid checkpoint: one transaction."""
+        start, damaged = retention.newest_valid(self._held.checkpoints(end.trial_id), checkpoint.verify)
+        for one in damaged:
+            lost = {"attempt": one.attempt, "step": one.step, "path": one.shards[0].path}
+            self._study.event("checkpoint_damaged", lost, trial_id=end.trial_id, attempt=end.attempt)
+        attributes = start.attributes if start else self._first_attributes(end.trial_id)
+        step = start.step if start else -1
+        detail = {"reason": end.reason, "message": end.message, "why": why, "from_step": step, "delay": delay}
+        self._study.event("retry", detail, trial_id=end.trial_id, attempt=end.attempt)
+        claim = Claim(
+            study_uid=self._held.uid,
+            trial_id=end.trial_id,
+            number=number,
+            attempt=end.attempt + 1,
+            epoch=self._held.lease.epoch,
+            attributes=attributes,
+            resumed_step=start.step if start else None,
+        )
+        self._held.flush(end, self._held.supersede(end.trial_id, end.attempt, step, attributes), claim)
+        return Due(
+            trial_id=end.trial_id,
+            number=number,
+            attempt=end.attempt + 1,
+            due=time.monotonic() + delay,
+            history=history,
+            resume=start,
+        )
+
+    def _first_attributes(self, trial_id: int) -> str:
+        """The trial's attributes when it was first claimed."""
+        for record in self._held.attempts(trial_id):
+            if record.attributes is not None:
+                return record.attributes
+        return attributes_json(None)
+
+    def _delete_checkpoints(self, trial_id: int, keep: int) -> None:
+        records = self._held.checkpoints(trial_id)
+        for attempt, step in retention.expendable(records, keep):
+            paths = [one.path for one in records if (one.attempt, one.step) == (attempt, step)]
+            drop = DropCheckpoints(study_uid=self._held.uid, trial_id=trial_id, attempt=attempt, step=step)
+            self._held.flush(drop)
+            checkpoint.delete(paths)
+
+    def _runs(self, trial_id: int) -> bool:
+        try:
+            trial: FrozenTrial = self._held.image.trial(trial_id)
+        except KeyError:
+            return False
+        return trial.state is TrialState.RUNNING
+
+    def _ending(self, record: AttemptRecord, reason: Reason, message: str) -> EndAttempt:
+        return EndAttempt(
+            study_uid=self._held.uid,
+            trial_id=record.trial_id,
+            attempt=record.attempt,
+            epoch=self._held.lease.epoch,
+            reason=reason,
+            charged=False,
+            message=message,
+        )
+
+
+def _past(record: AttemptRecord) -> PastAttempt:
+    return PastAttempt(reason=Reason(record.reason or Reason.DRIVER_LOST), charged=record.charged)
