@@ -7,11 +7,20 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import optuna
 import pytest
 import sqlalchemy as sa
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+hypothesis.settings.register_profile("tuner", deadline=None)  # no timing assertions: cores are shared
+hypothesis.settings.load_profile("tuner")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "TUNER_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +52,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
     with admin.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    yield server.set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
+    yield server.set(database=name).render_as_string(hide_password=False)
+    if os.environ.get("TUNER_TEST_POSTGRES"):  # a server of our own goes with all it holds
+        with admin.connect() as connection:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture

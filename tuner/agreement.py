@@ -13,12 +13,12 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuner.channel import Place
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 __all__ = ["Agreement", "PeerLost", "open_store"]
 
@@ -41,19 +41,14 @@ def open_store(place: Place) -> Store:
     """
     from torch import distributed
 
-    timeout = dt.timedelta(seconds=CONNECT)
+    served: dict[str, Any] = {
+        "is_master": place.rank == 0,
+        "wait_for_workers": False,
+        "timeout": dt.timedelta(seconds=CONNECT),
+    }
     if place.rank == 0 and place.listen_fd >= 0:
-        return distributed.TCPStore(
-            place.host,
-            place.port,
-            is_master=True,
-            wait_for_workers=False,
-            master_listen_fd=place.listen_fd,
-            timeout=timeout,
-        )
-    return distributed.TCPStore(
-        place.host, place.port, is_master=place.rank == 0, wait_for_workers=False, timeout=timeout
-    )
+        served["master_listen_fd"] = place.listen_fd
+    return distributed.TCPStore(place.host, place.port, **served)  # type: ignore[attr-defined]
 
 
 class Agreement:
@@ -120,9 +115,11 @@ class Agreement:
         hopeless = self._gap is not None and self._ordinal - self._asked(store) > self._gap
         if self._arrives(store, key, 0 if hopeless else self._patience):
             return store.get(key) == b"1"
+        if hopeless:
+            return self._publish(store, False)
         if self._gap is None:
             _log.warning(
-                "rank %d asked should_%s for the %d. time, and rank 0 did not within %g s: it is answered False",
+                "rank %d asked should_%s for the %d. time and rank 0 did not within %g s: it gets False",
                 self._rank,
                 self._topic,
                 self._ordinal,

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from tuner.assignment import Shard
 from tuner.checkpoint_state import decode_state, encode_state
@@ -69,7 +70,7 @@ def save(root: str, attempt: int, step: int, rank: int, state: Mapping[str, Any]
     path = _path(root, attempt, step, f"rank-{rank}.pt")
     with _atomic_file(path) as file:
         counted = _Digesting(file)
-        torch.save(encoded, counted)
+        torch.save(encoded, cast(IO[bytes], counted))
     return Shard(rank=rank, path=path, digest=counted.digest(), size=counted.size)
 
 
@@ -86,12 +87,10 @@ def load(shard: Shard) -> Any:
         if shard.path.endswith(FOLDER):
             _check(shard, _tree_digest(Path(shard.path))[0])
             return Path(shard.path)
-        import torch
-
         with _open(shard.path) as file:
             _check(shard, _file_digest(file))
             file.seek(0)  # the same open file: what was verified is what is read
-            return decode_state(torch.load(file, map_location="cpu", weights_only=True))
+            return decode_state(_read(file, shard.path))
     except OSError as error:
         text = f"the checkpoint {shard.path} cannot be read: {error.strerror or error}"
         raise BadCheckpoint(text) from None
@@ -290,6 +289,15 @@ def _tree_digest(root: Path) -> tuple[str, int]:
                 content = _file_digest(file)
         digest.update(f"{len(name)} {name} {content}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest(), size
+
+
+def _read(file: IO[bytes], path: str) -> Any:
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise BadCheckpoint(f"{path} is no checkpoint of ours; nothing in it was run") from error
 
 
 def _check(shard: Shard, found: str) -> None:

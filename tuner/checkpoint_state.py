@@ -67,9 +67,7 @@ def _encode(value: Any, path: str, parents: tuple[int, ...]) -> Any:
 
 
 def _encode_dict(value: dict[Any, Any], path: str, parents: tuple[int, ...]) -> dict[Any, Any]:
-    return {
-        _encode_key(key, path): _encode(part, f"{path}[{key!r}]", parents) for key, part in value.items()
-    }
+    return {_encode_key(key, path): _encode(part, f"{path}[{key!r}]", parents) for key, part in value.items()}
 
 
 def _encode_ordered(value: OrderedDict[Any, Any], path: str, parents: tuple[int, ...]) -> Any:

@@ -121,6 +121,7 @@ class Driver:
         self._finished_here = 0
         self._began = time.monotonic()
         self._next_flush = self._next_refresh = self._next_draw = 0.0
+        self._signals = Signals()
         self._cluster = Cluster(slots=1, gpus=0, description="")
 
     def run(self) -> str:
@@ -134,7 +135,7 @@ class Driver:
         """
         reason = "ended by an error"
         try:
-            with Signals() as signals, contextlib.ExitStack() as stack:
+            with self._signals as signals, contextlib.ExitStack() as stack:
                 stack.callback(self._executor.close)
                 epoch = self._held.lease.epoch
                 self._cluster = self._executor.open(
@@ -143,7 +144,7 @@ class Driver:
                 signals.install()  # after Ray, which installs handlers of its own
                 self._due += self._attempts.recover()
                 self._record({"stop_reason": None})
-                self._loop(signals)
+                self._loop()
                 reason = self._why()
                 self._record({"stop_reason": reason})
         finally:
@@ -157,9 +158,9 @@ class Driver:
 
     # ------------------------------------------------------------------ the loop
 
-    def _loop(self, signals: Signals) -> None:
+    def _loop(self) -> None:
         while True:
-            self._obey(signals)
+            self._obey()
             self._admit()
             if not self._running and (self._draining or not self._is_work_left()):
                 return
@@ -194,8 +195,9 @@ class Driver:
             self._executor.committed(number, rank, seq)
         self._unacknowledged.clear()
 
-    def _obey(self, signals: Signals) -> None:
+    def _obey(self) -> None:
         """The first signal lets running trials checkpoint and go, the second ends them."""
+        signals = self._signals
         if signals.count and not self._interrupting:
             self._interrupting = True
             self._draining = f"interrupted by {signals.name}"
@@ -302,6 +304,8 @@ class Driver:
 
     def _receive(self, envelope: Envelope) -> None:
         """What the executor delivers: the sink of :meth:`Executor.open`."""
+        if self._signals.count:
+            self._obey()  # an objective in this process leaves no other moment
         running = self._running.get(envelope.number)
         if running is None or running.attempt != envelope.attempt:
             return

@@ -188,7 +188,21 @@ class Envelope:
 
 _TYPES: dict[str, type[Message]] = {
     cls.__name__: cls
-    for cls in (Param, Report, Log, UserAttr, Constraint, Sample, Ask, Saved, Call, Started, Finished, Ended, Released)
+    for cls in (
+        Param,
+        Report,
+        Log,
+        UserAttr,
+        Constraint,
+        Sample,
+        Ask,
+        Saved,
+        Call,
+        Started,
+        Finished,
+        Ended,
+        Released,
+    )
 }
 
 

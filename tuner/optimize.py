@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import logging
 import os
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -28,6 +30,8 @@ from tuner.studies import PrunerSpec, SamplerSpec, database_of, new_seed, unknow
 from tuner.study import DrivenStudy, Space, check_space
 
 __all__ = ["optimize", "resume"]
+
+log = logging.getLogger(__name__)
 
 Objective = Callable[[Any], Any]
 
@@ -115,7 +119,14 @@ def optimize(
         isolation=isolation,
         env=tuple(env),
     )
-    reference = objectives.refer(objective)
+    request = _Request(
+        objective=objective,
+        reference=objectives.refer(objective),
+        settings=settings,
+        space=space,
+        callbacks=tuple(callbacks or ()),
+        progress=progress if progress is not None else show_progress_bar,
+    )
     database = database_of(study)
     with store.errors():
         record = studies.register(
@@ -125,8 +136,7 @@ def optimize(
             sampler=samplers.text_of(study.sampler),
             pruner=samplers.text_of(study.pruner),
         )
-    show = progress if progress is not None else show_progress_bar
-    _drive(database, record, study, reference, settings, space, tuple(callbacks or ()), show)
+    _drive(database, record, study, request)
     return study
 
 
@@ -161,7 +171,9 @@ def resume(
     if record is None:
         raise unknown(database, study_name)
     if record.seed is None or not record.settings:
-        raise BadInput(f"study {study_name!r} was never run by Tuner; start it with 'tuner run' or tuner.optimize")
+        raise BadInput(
+            f"study {study_name!r} was never run by Tuner; start it with 'tuner run' or tuner.optimize"
+        )
     settings = Settings.from_mapping({**record.settings, **_checked(changes)})
     if objective is None and record.objective is None:
         raise BadInput(
@@ -169,11 +181,15 @@ def resume(
         )
     for given, kept, kind in ((sampler, record.sampler, "sampler"), (pruner, record.pruner, "pruner")):
         if given is None and kept is None:
-            raise BadInput(f"the {kind} of study {study_name!r} was an object and is not stored; pass {kind}=...")
+            raise BadInput(
+                f"the {kind} of study {study_name!r} was an object and is not stored; pass {kind}=..."
+            )
     if space is None and settings.space_is_function:
         raise BadInput(f"the space of study {study_name!r} was a function and is not stored; pass space=...")
     reference = (
-        objectives.refer(objective) if objective is not None else objectives.from_json(json.dumps(record.objective))
+        objectives.refer(objective)
+        if objective is not None
+        else objectives.from_json(json.dumps(record.objective))
     )
     study = optuna.load_study(
         study_name=study_name,
@@ -181,9 +197,28 @@ def resume(
         sampler=samplers.sampler(sampler or record.sampler, record.seed, len(record.directions)),
         pruner=samplers.pruner(pruner or record.pruner),
     )
-    chosen = check_space(space) if space is not None else settings.space
-    _drive(database, record, study, reference, settings, chosen, tuple(callbacks), progress)
+    request = _Request(
+        objective=objective,
+        reference=reference,
+        settings=settings,
+        space=check_space(space) if space is not None else settings.space,
+        callbacks=tuple(callbacks),
+        progress=progress,
+    )
+    _drive(database, record, study, request)
     return study
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What is asked of a run, checked; ``objective`` as it was given, for the inline executor."""
+
+    objective: Objective | str | None
+    reference: ObjectiveRef
+    settings: Settings
+    space: Space
+    callbacks: tuple[Callback, ...]
+    progress: bool | Progress | None
 
 
 def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,64 +235,67 @@ def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _drive(
-    database: Database,
-    record: StudyRecord,
-    study: optuna.Study,
-    reference: ObjectiveRef,
-    settings: Settings,
-    space: Space,
-    callbacks: tuple[Callback, ...],
-    progress: bool | Progress | None,
-) -> None:
+def _drive(database: Database, record: StudyRecord, study: optuna.Study, request: _Request) -> None:
     """Take the lease, drive, and let go."""
     run = uuid.uuid4().hex[:16]
-    executor = make_executor(settings)
+    settings = request.settings
+    executor = make_executor(settings, request.objective)
     with store.errors():
         lease = Lease(database, record.uid, study_name=record.name, run=run)
         lease.acquire()
         try:
-            held = HeldStudy(lease, record)
-            driven = DrivenStudy(held, study.sampler, study.pruner)
-            kept = None if reference.pickled else objectives.to_json(reference)
-            if record.objective and kept and json.loads(kept)["digest"] != record.objective.get("digest"):
-                driven.event("objective_changed", {"was": record.objective.get("digest"), "is": reference.digest})
-                optuna.logging.get_logger("tuner").warning(
-                    f"the objective of study {record.name!r} has changed since it last ran"
-                )
-            columns = {
-                "objective": kept,
-                "settings": settings.to_json(),
-                "sampler": samplers.text_of(study.sampler),
-                "pruner": samplers.text_of(study.pruner),
-            }
-            held.queue(SetStudyRow(study_uid=record.uid, columns=columns))
+            driven = DrivenStudy(HeldStudy(lease, record), study.sampler, study.pruner)
+            _keep(driven, record, request)
             job = Job(
                 run=run,
-                objective=reference,
+                objective=request.reference,
                 settings=settings,
-                space=space,
+                space=request.space,
                 environment=environment(settings.env),
                 checkpoints=store.checkpoint_root(database, settings.checkpoints),
-                provenance=provenance.collect(reference, sys.argv, driven.seed),
-                callbacks=callbacks,
+                provenance=provenance.collect(request.reference, sys.argv, driven.seed),
+                callbacks=request.callbacks,
             )
             # a stop() on the user's own study object counts too, from callbacks that close over it
             study._thread_local.in_optimize_loop = True
             study._stop_flag = False
-            display = make_progress(progress)
+            display = make_progress(request.progress)
             Driver(driven, executor, job, display, lambda: bool(study._stop_flag)).run()
         finally:
             study._thread_local.in_optimize_loop = False
             lease.release()
+            database.dispose()
 
 
-def make_executor(settings: Settings) -> Executor:
-    """The executor that the settings name; Ray is imported only when it is used."""
+def _keep(driven: DrivenStudy, record: StudyRecord, request: _Request) -> None:
+    """Queue what ``resume`` needs; committed once the executor is open, so that nothing is
+    written for a run that cannot begin.
+    """
+    reference = request.reference
+    kept = None if reference.pickled else objectives.to_json(reference)
+    before = (record.objective or {}).get("digest")
+    if before and reference.digest and before != reference.digest:
+        driven.event("objective_changed", {"was": before, "is": reference.digest})
+        log.warning("the objective of study %r has changed since it last ran", record.name)
+    columns = {
+        "objective": kept,
+        "settings": request.settings.to_json(),
+        "sampler": samplers.text_of(driven.sampler),
+        "pruner": samplers.text_of(driven.pruner),
+    }
+    driven.held.queue(SetStudyRow(study_uid=record.uid, columns=columns))
+
+
+def make_executor(settings: Settings, objective: Objective | str | None = None) -> Executor:
+    """The executor that the settings name; Ray is imported only when it is used.
+
+    Args:
+        objective: the function itself, which the inline executor calls.
+    """
     if settings.executor == "inline":
         from tuner.dispatch.inline import InlineExecutor
 
-        return InlineExecutor()
+        return InlineExecutor(objective if callable(objective) else None)
     from tuner.dispatch.ray_cluster import RayExecutor
 
     return RayExecutor(address=settings.address)

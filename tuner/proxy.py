@@ -7,7 +7,7 @@ reporting and setting attributes is Optuna's, unchanged.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import optuna
@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner import frozen
-from tuner.assignment import Assignment
+from tuner.assignment import Assignment, Draw
 from tuner.channel import Channel
 from tuner.messages import Call, Constraint, Param, Report, Sample, UserAttr
 
@@ -181,10 +181,8 @@ class RankStudy:
 
 def frozen_trial(assignment: Assignment) -> FrozenTrial:
     """The trial as it stands when its attempt begins."""
-    distributions = {name: json_to_distribution(draw.distribution) for name, draw in assignment.params.items()}
-    params = {
-        name: distributions[name].to_external_repr(draw.value) for name, draw in assignment.params.items()
-    }
+    params, distributions = _external(assignment.params)
+    fixed = {"fixed_params": dict(assignment.fixed)} if assignment.fixed else {}
     constraints = {f"constraints:{key}": value for key, value in assignment.constraints.items()}
     return FrozenTrial(
         number=assignment.number,
@@ -195,7 +193,7 @@ def frozen_trial(assignment: Assignment) -> FrozenTrial:
         params=params,
         distributions=distributions,
         user_attrs=dict(assignment.user_attrs),
-        system_attrs={**constraints, **({"fixed_params": dict(assignment.fixed)} if assignment.fixed else {})},
+        system_attrs={**constraints, **fixed},
         intermediate_values={int(step): value for step, value in assignment.reports.items()},
         trial_id=assignment.number,
     )
@@ -203,6 +201,9 @@ def frozen_trial(assignment: Assignment) -> FrozenTrial:
 
 def relative_draw(assignment: Assignment) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
     """The joint draw that travelled with the trial: values and their search space."""
-    space = {name: json_to_distribution(draw.distribution) for name, draw in assignment.relative.items()}
-    return {name: space[name].to_external_repr(draw.value) for name, draw in assignment.relative.items()}, space
+    return _external(assignment.relative)
 
+
+def _external(draws: Mapping[str, Draw]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    space = {name: json_to_distribution(draw.distribution) for name, draw in draws.items()}
+    return {name: space[name].to_external_repr(draw.value) for name, draw in draws.items()}, space

@@ -9,9 +9,14 @@ from typing import Any
 
 __all__ = ["Signals"]
 
+_PATIENCE = 2  # signals that are only counted; after them whoever sends one means it
+
 
 class Signals:
     """Counts SIGINT and SIGTERM from :meth:`install` to the end of the ``with`` block.
+
+    The third one raises KeyboardInterrupt where the program is: an objective that runs in the
+    driver's own process may never come back to look.
 
     Outside the main thread, where Python allows no handlers, it counts nothing.
     """
@@ -40,3 +45,5 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         self.name = signal.Signals(number).name
+        if self.count > _PATIENCE:
+            raise KeyboardInterrupt(f"{self.name} for the {self.count}. time")

@@ -24,7 +24,7 @@ from tuner.proxy import RankStorage, RankStudy, frozen_trial, relative_draw
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 __all__ = ["Trial"]
 
@@ -119,7 +119,8 @@ class Trial(optuna.trial.Trial):
         try:
             text = json.dumps(value)
         except (TypeError, ValueError, RecursionError) as error:
-            raise TypeError(f"user attribute {key!r}: {error}; store text, numbers, lists and dicts") from None
+            text = f"user attribute {key!r}: {error}; store text, numbers, lists and dicts"
+            raise TypeError(text) from None
         if len(text) > _MAX_ATTRIBUTE:
             raise BadInput(
                 f"user attribute {key!r} has {len(text)} characters of JSON, above {_MAX_ATTRIBUTE}; "
@@ -178,11 +179,11 @@ class Trial(optuna.trial.Trial):
         """
         root = self._root()
         if "://" in root:
-            raise BadInput(f"checkpoint_dir needs a folder, and the checkpoints go to {root}; use save_checkpoint")
+            raise BadInput(f"checkpoint_dir needs a folder, but checkpoints={root!r}; use save_checkpoint")
         number = _checked_step(step)
         folder = Path(f"{root}/a{self.attempt}/step-{number}")
         checkpoint.make_folders(str(folder))
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".rank-{self.rank}-", ignore_cleanup_errors=True) as made:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".rank-{self.rank}-") as made:
             inner = Path(made) / "state"
             inner.mkdir()
             yield inner

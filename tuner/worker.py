@@ -6,14 +6,18 @@ import contextlib
 import datetime as dt
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import optuna
 
 from tuner import objective as objectives
-from tuner.agreement import open_store
+from tuner.agreement import PeerLost, open_store
 from tuner.assignment import Assignment
 from tuner.channel import Channel, Place
 from tuner.errors import BadObjective, Interrupted
@@ -23,12 +27,16 @@ from tuner.seeds import seed_everything
 from tuner.trial import Trial
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 __all__ = ["FAREWELL", "run"]
 
 FAREWELL = 10.0
 """Seconds that rank 0 stays after its end, so that the others can read their verdicts."""
+
+_MAX_MESSAGE = 1_000
+_MAX_TRACEBACK = 64 * 1024
+_OURS = str(Path(__file__).parent)
 
 _LOST_PEER = (
     "connection closed by peer",
@@ -43,8 +51,13 @@ _LOST_PEER = (
 )
 
 
-def run(assignment: Assignment, place: Place, channel: Channel) -> None:
+def run(
+    assignment: Assignment, place: Place, channel: Channel, objective: Callable[[Trial], Any] | None = None
+) -> None:
     """Run the objective in this process and send exactly one ``Finished`` at its end.
+
+    The objective is imported by its reference; ``objective`` is the function itself where the
+    driver runs in this very process, so that closures and breakpoints are its own.
 
     With several ranks, ``torch.distributed`` is initialised before the objective is called and
     torn down after it: after a bounded farewell when it ended well, at once when it raised,
@@ -53,39 +66,44 @@ def run(assignment: Assignment, place: Place, channel: Channel) -> None:
     store: Store | None = None
     try:
         store = _set_up(assignment, place)
-        objective = objectives.load(assignment.objective)
+        objective = objective or objectives.load(assignment.objective)
+        trial = Trial(assignment, place, channel, store)
+        _seed(assignment)  # again: the import may have brought torch, or drawn numbers
+        ending = _call(objective, trial, assignment, place)
     except BaseException as error:
-        channel.send(Finished(outcome=_failed_start(error), collateral=_is_collateral(error, place)))
-        return
-    trial = Trial(assignment, place, channel, store)
-    outcome, collateral = _call(objective, trial, assignment, place)
-    complete = outcome.reason is Reason.COMPLETE
-    if not complete:
+        ending = _Ending(outcome=_failed_start(error), collateral=_is_collateral(error, place))
+    if not ending.returned:
         _leave_group()  # before anything else: a peer may wait in a collective
-    channel.send(Finished(outcome=outcome, collateral=collateral))
+    channel.send(Finished(outcome=ending.outcome, collateral=ending.collateral))
     if store is not None:
-        _farewell(store, place, complete, well=complete or outcome.reason is Reason.PRUNED)
-    if complete:
-        _leave_group()
+        well = ending.returned or ending.outcome.reason is Reason.PRUNED
+        _farewell(store, place, ending.returned, well)
+    _leave_group()
 
 
-def _set_up(assignment: Assignment, place: Place) -> Store | None:
+def _seed(assignment: Assignment) -> None:
     if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(max(1, int(assignment.resources.cpus)))
     seed_everything(assignment.seed)
+
+
+def _set_up(assignment: Assignment, place: Place) -> Store | None:
+    _seed(assignment)
     if place.world_size == 1:
         return None
     import torch.distributed as dist
 
     if place.one_node:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ.update(RANK=str(place.rank), LOCAL_RANK=str(place.local_rank), WORLD_SIZE=str(place.world_size))
+    # Libraries that launchers such as torchrun start read these.
+    os.environ["RANK"], os.environ["LOCAL_RANK"] = str(place.rank), str(place.local_rank)
+    os.environ["WORLD_SIZE"] = str(place.world_size)
     store = open_store(place)
     dist.init_process_group(
         "nccl" if assignment.gpus and dist.is_nccl_available() else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=dist.PrefixStore("group", store),  # type: ignore[attr-defined]
         rank=place.rank,
         world_size=place.world_size,
         timeout=dt.timedelta(minutes=30),
@@ -93,39 +111,59 @@ def _set_up(assignment: Assignment, place: Place) -> Store | None:
     return store
 
 
-def _call(
-    objective: Callable[[Trial], Any], trial: Trial, assignment: Assignment, place: Place
-) -> tuple[Outcome, bool]:
-    """Call the objective; how it ended, and whether only because a peer went away."""
+@dataclass(frozen=True, kw_only=True)
+class _Ending:
+    """How the objective's call ended.
+
+    Attributes:
+        collateral: it raised only because a peer went away.
+        returned: it returned, so that the peers are about to end too.
+    """
+
+    outcome: Outcome
+    collateral: bool = False
+    returned: bool = False
+
+
+def _call(objective: Callable[[Trial], Any], trial: Trial, assignment: Assignment, place: Place) -> _Ending:
     try:
         value = objective(trial)
+        # Within the try: the value's own __float__ may raise.
+        outcome = classify_return(value, assignment.directions) if place.rank == 0 else _DONE
     except optuna.TrialPruned as error:
-        return Outcome(reason=Reason.PRUNED, message=str(error)), False
+        return _Ending(outcome=_plain(Reason.PRUNED, str(error)))
     except Interrupted as error:
-        return Outcome(reason=Reason.INTERRUPTED, message=str(error)), False
-    except KeyboardInterrupt:
-        if trial._channel.stop_requested():
-            return Outcome(reason=Reason.INTERRUPTED, message="interrupted"), False
-        return Outcome(reason=Reason.EXCEPTION, message="KeyboardInterrupt", exception="KeyboardInterrupt"), False
+        return _Ending(outcome=_plain(Reason.INTERRUPTED, str(error)))
+    except KeyboardInterrupt as error:
+        asked = trial._channel.stop_requested()
+        return _Ending(
+            outcome=_plain(Reason.INTERRUPTED, "interrupted") if asked else _raised(error, Reason.EXCEPTION)
+        )
     except SystemExit as error:
+        outcome = _raised(error, Reason.RANK_LOST)
         text = f"the objective called sys.exit({error.code!r})"
-        return Outcome(reason=Reason.RANK_LOST, message=text, traceback=_own_traceback(error)), False
+        return _Ending(outcome=replace(outcome, message=_clean(text, _MAX_MESSAGE)))
     except BaseException as error:
         reason = Reason.OOM if _is_out_of_memory(error) else Reason.EXCEPTION
-        return _raised(error, reason), _is_collateral(error, place)
+        return _Ending(outcome=_raised(error, reason), collateral=_is_collateral(error, place))
     if trial.told_to_stop:
         text = "the objective returned after should_stop() said True; it goes on from its checkpoint"
-        return Outcome(reason=Reason.INTERRUPTED, message=text), False
-    if place.rank != 0:
-        return Outcome(reason=Reason.COMPLETE), False
-    return classify_return(value, assignment.directions), False
+        outcome = _plain(Reason.INTERRUPTED, text)
+    return _Ending(outcome=outcome, returned=True)
+
+
+_DONE = Outcome(reason=Reason.COMPLETE)  # what another rank returns does not count
+
+
+def _plain(reason: Reason, text: str) -> Outcome:
+    return Outcome(reason=reason, message=_clean(text, _MAX_MESSAGE))
 
 
 def _failed_start(error: BaseException) -> Outcome:
     if isinstance(error, BadObjective):
         return Outcome(
             reason=Reason.IMPORT_ERROR,
-            message=str(error),
+            message=_clean(str(error), _MAX_MESSAGE),
             exception=_type_name(error.__cause__ or error),
             traceback=_own_traceback(error.__cause__ or error),
         )
@@ -133,9 +171,23 @@ def _failed_start(error: BaseException) -> Outcome:
 
 
 def _raised(error: BaseException, reason: Reason) -> Outcome:
-    text = str(error).strip().splitlines()
+    try:
+        text = str(error).strip().splitlines()
+    except Exception:  # an exception class of the user's whose __str__ fails
+        text = []
     message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-    return Outcome(reason=reason, message=message, traceback=_own_traceback(error), exception=_type_name(error))
+    return Outcome(
+        reason=reason,
+        message=_clean(message, _MAX_MESSAGE),
+        traceback=_own_traceback(error),
+        exception=_type_name(error),
+    )
+
+
+def _clean(text: str, longest: int) -> str:
+    """What every database can hold: no NUL, no half characters; the end is kept where it is too long."""
+    text = text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= longest else f"...{text[-longest:]}"
 
 
 def _type_name(error: BaseException) -> str:
@@ -146,9 +198,14 @@ def _type_name(error: BaseException) -> str:
 def _own_traceback(error: BaseException) -> str:
     """The traceback from the objective's first frame on, without ours above it."""
     frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None and frame.tb_frame.f_globals.get("__name__") == __name__:
+    while frame is not None and _is_ours(frame):
         frame = frame.tb_next
-    return "".join(traceback.format_exception(type(error), error, frame))
+    return _clean("".join(traceback.format_exception(type(error), error, frame)), _MAX_TRACEBACK)
+
+
+def _is_ours(frame: TracebackType) -> bool:
+    file = frame.tb_frame.f_code.co_filename
+    return os.path.dirname(file) == _OURS or "importlib" in file
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -159,6 +216,8 @@ def _is_collateral(error: BaseException, place: Place) -> bool:
     """Whether an error only says that another rank is gone."""
     if place.world_size == 1:
         return False
+    if isinstance(error, PeerLost):
+        return True
     if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
         return True
     text = str(error).lower()
@@ -175,12 +234,24 @@ def _leave_group() -> None:
             dist.destroy_process_group()
 
 
-def _farewell(store: Store, place: Place, complete: bool, *, well: bool) -> None:
-    """Wait, bounded, for the other ranks: all for all after a complete trial, since a group that
-    is destroyed while a peer still works aborts it; rank 0 for the others after a pruned one,
-    since they read their verdict from its store.
+def _farewell(store: Store, place: Place, returned: bool, well: bool) -> None:
+    """Wait, bounded, for the other ranks: all for all after a return, since a group that is
+    destroyed while a peer still works aborts it; rank 0 for the others after a pruned trial
+    too, since they read their verdict from its store, which ends with it.
     """
+    deadline = time.monotonic() + FAREWELL
     with contextlib.suppress(Exception):
         store.set(f"done/{place.rank}", "1")
-        if complete or (well and place.rank == 0):
-            store.wait([f"done/{rank}" for rank in range(place.world_size)], dt.timedelta(seconds=FAREWELL))
+        if returned:
+            _await(store, "done", place, deadline)
+            _leave_group()
+        # A second word: who waits at a store that ends gets C++ stacks on its stderr.
+        store.set(f"gone/{place.rank}", "1")
+        if well and place.rank == 0:
+            _await(store, "gone", place, deadline)
+
+
+def _await(store: Store, word: str, place: Place, deadline: float) -> None:
+    keys = [f"{word}/{rank}" for rank in range(place.world_size)]
+    while not store.check(keys) and time.monotonic() < deadline:
+        time.sleep(0.002)

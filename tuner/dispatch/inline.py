@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import socket
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from tuner import worker
@@ -22,12 +27,17 @@ class InlineExecutor(Executor):
 
     A message is in the sink's hands when the objective's call returns, and a question is
     answered before it does, so nothing waits. Nothing is killed: ``kill`` takes effect when the
-    objective next speaks.
+    objective next speaks. An error that the sink raises ends the objective and leaves
+    :meth:`poll`: it is the driver's, not the trial's.
+
+    Args:
+        objective: the function itself, where there is one: its closures are then shared.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, objective: Callable[[Any], Any] | None = None) -> None:
+        self._objective = objective
         self._sink: Sink | None = None
-        self._waiting: deque[Assignment] = deque()
+        self._waiting: deque[_InlineChannel] = deque()
         self._running: _InlineChannel | None = None
 
     def open(self, run: str, epoch: int, resources: Resources, sink: Sink) -> Cluster:
@@ -35,28 +45,29 @@ class InlineExecutor(Executor):
             raise Infeasible(
                 f"executor='inline' runs one rank, resources ask for {resources.ranks}; use executor='ray'"
             )
+        # Counted without torch, which a plain Python objective need not have imported.
+        devices = len(glob.glob("/dev/nvidia[0-9]*"))
+        gpus = resources.gpus if resources.gpus is not None else float(devices > 0)
+        if gpus > devices:
+            raise Infeasible(f"one rank needs {gpus:g} GPUs and this machine has {devices}; ask for fewer")
         self._sink = sink
-        return Cluster(slots=1, gpus=resources.gpus or 0, description="this process")
+        return Cluster(slots=1, gpus=gpus, description=f"this process on {socket.gethostname()}")
 
     def start(self, assignment: Assignment) -> None:
-        self._waiting.append(assignment)
+        assert self._sink is not None, "open() comes first"
+        self._waiting.append(_InlineChannel(assignment, self._sink, self._objective))
 
     def poll(self, timeout: float) -> None:
         if not self._waiting:
+            time.sleep(timeout)  # nothing can arrive: keep the pace that the driver asked for
             return
-        assignment = self._waiting.popleft()
-        assert self._sink is not None
-        channel = _InlineChannel(assignment, self._sink)
-        self._running = channel
-        channel.send(Started(ranks=(_here(),)))
+        channel = self._running = self._waiting.popleft()
         try:
-            worker.run(assignment, Place(), channel)
-        except _Killed:
-            pass
+            if channel.verdict is None:
+                channel.run()
         finally:
             self._running = None
-        outcome = channel.verdict or channel.finished
-        channel.deliver(Ended(outcome=outcome or Outcome(reason=Reason.RANK_LOST, message="no outcome")))
+        channel.deliver(Ended(outcome=channel.outcome()))
         channel.deliver(Released())
 
     def answer(self, number: int, rank: int, answer: Answer) -> None:
@@ -67,46 +78,79 @@ class InlineExecutor(Executor):
         pass
 
     def stop(self, number: int, reason: Reason, grace: float) -> None:
-        if self._running is not None and self._running.number == number:
-            self._running.stop_reason = reason
+        for channel in self._find(number):
+            channel.stop_reason = channel.stop_reason or reason
 
     def kill(self, number: int, reason: Reason, message: str) -> None:
-        if self._running is not None and self._running.number == number:
-            self._running.verdict = Outcome(reason=reason, message=message)
+        for channel in self._find(number):
+            channel.verdict = channel.verdict or Outcome(reason=reason, message=message)
 
     def close(self) -> None:
         self._waiting.clear()
 
+    def _find(self, number: int) -> list[_InlineChannel]:
+        channels = [*self._waiting, *([self._running] if self._running else [])]
+        return [channel for channel in channels if channel.number == number]
 
-class _Killed(BaseException):
-    """Leaves the objective at its next word after ``kill``."""
+
+class _Left(BaseException):
+    """Leaves the objective at its next word, after ``kill`` or an error of the driver."""
 
 
 class _InlineChannel:
-    def __init__(self, assignment: Assignment, sink: Sink) -> None:
+    """One attempt, and its channel.
+
+    Attributes:
+        verdict: the end that ``kill`` decided; the objective's own does not count then.
+    """
+
+    def __init__(self, assignment: Assignment, sink: Sink, objective: Callable[[Any], Any] | None) -> None:
+        self._objective = objective
         self.number = assignment.number
         self.answers: dict[int, Answer] = {}
         self.stop_reason: Reason | None = None
-        self.finished: Outcome | None = None
         self.verdict: Outcome | None = None
-        self._attempt = assignment.attempt
+        self._assignment = assignment
         self._sink = sink
+        self._finished: Outcome | None = None
+        self._failure: BaseException | None = None
         self._seq = 0
         self._questions = 0
 
+    def run(self) -> None:
+        try:
+            self.send(Started(ranks=(RankInfo(rank=0, host=socket.gethostname(), node="", pid=os.getpid()),)))
+            worker.run(self._assignment, Place(), self, self._objective)
+        except _Left:
+            pass
+        if self._failure is not None:
+            raise self._failure
+
+    def outcome(self) -> Outcome:
+        """How the attempt ended."""
+        if self.verdict is not None:
+            return self.verdict
+        finished = self._finished or Outcome(reason=Reason.RANK_LOST, message="the objective left no outcome")
+        if self.stop_reason is not None and finished.reason is Reason.INTERRUPTED:
+            return Outcome(reason=self.stop_reason, message=finished.message)
+        return finished
+
     def send(self, message: Message) -> None:
         if isinstance(message, Finished):
-            self.finished = message.outcome
-            if self.stop_reason is not None and message.outcome.reason is Reason.INTERRUPTED:
-                self.verdict = Outcome(reason=self.stop_reason, message=message.outcome.message)
+            self._finished = message.outcome
             return
-        self.deliver(message)
-        if self.verdict is not None:
-            raise _Killed
+        if self._failure is None:
+            try:
+                self.deliver(message)
+            except BaseException as error:
+                self._failure = error
+        if self._failure is not None or self.verdict is not None:
+            raise _Left
 
     def ask(self, kind: type[Message], **fields: Any) -> Any:
         self._questions += 1
-        self.send(kind(id=self._questions, **fields))
+        question: Any = kind  # numbered by us, as every Question is
+        self.send(question(id=self._questions, **fields))
         answer = self.answers.pop(self._questions, None)
         if answer is None:
             raise RuntimeError(f"the driver did not answer {kind.__name__}")
@@ -118,14 +162,7 @@ class _InlineChannel:
         return self.stop_reason is not None
 
     def deliver(self, message: Message) -> None:
+        """Hand a message to the driver."""
         self._seq += 1
-        self._sink(
-            Envelope(number=self.number, attempt=self._attempt, rank=0, seq=self._seq, message=message)
-        )
-
-
-def _here() -> RankInfo:
-    import os
-    import socket
-
-    return RankInfo(rank=0, host=socket.gethostname(), node="", pid=os.getpid())
+        number, attempt = self.number, self._assignment.attempt
+        self._sink(Envelope(number=number, attempt=attempt, rank=0, seq=self._seq, message=message))
