@@ -15,9 +15,9 @@ from sqlalchemy.engine import Connection
 from storage.clock import utcnow
 from storage.database import Database
 from storage.errors import Refused, UnknownStudy
-from storage.tables import UID_KEY, optuna_tables, studies
+from storage.tables import UID_KEY, metadata, optuna_base, optuna_tables, studies
 
-__all__ = ["StudyRecord", "check_name", "create", "find", "names", "register"]
+__all__ = ["StudyRecord", "check_name", "create", "delete", "find", "names", "register"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,28 @@ def register(
     found = find(database, name)
     assert found is not None
     return found
+
+
+def delete(database: Database, name: str) -> bool:
+    """Delete a study with all that is ours of it, in one transaction; False if there was none.
+
+    Files of checkpoints stay.
+    """
+    with database.errors(), database.write() as connection:
+        record = _find(connection, name)
+        if record is None:
+            return False
+        for table in metadata.tables.values():
+            connection.execute(table.delete().where(table.c.study_uid == record.uid))
+        trials = optuna_tables["trials"]
+        own = sa.select(trials.c.trial_id).where(trials.c.study_id == record.study_id)
+        for table in reversed(optuna_base.sorted_tables):
+            if "trial_id" in table.c and table is not trials:
+                connection.execute(table.delete().where(table.c.trial_id.in_(own)))
+        for table in reversed(optuna_base.sorted_tables):
+            if "study_id" in table.c:
+                connection.execute(table.delete().where(table.c.study_id == record.study_id))
+    return True
 
 
 def check_name(name: str) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "leases",
     "metadata",
     "metrics",
+    "optuna_base",
     "optuna_tables",
     "studies",
     "superseded",
@@ -46,7 +47,10 @@ OPTUNA_SCHEMA = 12
 UID_KEY = "tuner:uid"
 """The study system attribute that holds our uid."""
 
-optuna_tables = _optuna_models.BaseModel.metadata.tables
+optuna_base: MetaData = _optuna_models.BaseModel.metadata
+"""Optuna's models."""
+
+optuna_tables = optuna_base.tables
 """Optuna's tables by name: studies, trials, trial_params, trial_intermediate_values, ..."""
 
 metadata = MetaData()

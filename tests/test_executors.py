@@ -5,6 +5,7 @@ A new executor adds itself to ``EXECUTORS``; tests of what only one can do stand
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 import time
@@ -22,7 +23,7 @@ from tuner.messages import Answer, Ask, Ended, Envelope, Finished, Question, Rel
 from tuner.outcome import Outcome, Reason
 from tuner.resources import Resources
 
-EXECUTORS: dict[str, Callable[[], Executor]] = {"inline": InlineExecutor}
+EXECUTORS = ["inline", "ray"]
 RUN = "contract-tests"
 
 OBJECTIVES = """
@@ -113,9 +114,29 @@ class Driver:
         return [envelope.message for envelope in self.seen if envelope.number == number]
 
 
-@pytest.fixture(params=list(EXECUTORS))
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[Executor]:
+    """One for all tests, since a Ray and a group cost seconds; each test opens it anew."""
+    import ray
+
+    from tuner.dispatch.ray_cluster import RayExecutor
+
+    context = ray.init(
+        address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
+    made = RayExecutor()
+    yield made
+    made.close()
+    ray.shutdown()
+    shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
+
+
+@pytest.fixture(params=EXECUTORS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    made = EXECUTORS[request.param]()
+    if request.param == "ray":
+        yield request.getfixturevalue("on_ray")
+        return
+    made = InlineExecutor()
     yield made
     made.close()
 
@@ -150,9 +171,9 @@ def test_an_attempt_starts_speaks_ends_and_is_released_in_order(driver: Driver) 
 def test_messages_of_a_rank_are_numbered_without_gaps(driver: Driver) -> None:
     driver.start("quadratic")
     driver.until_released()
-    own = [one.seq for one in driver.seen if not isinstance(one.message, Started | Ended | Released)]
-    assert own == list(range(own[0], own[0] + len(own)))
-    assert {(one.number, one.attempt, one.rank) for one in driver.seen} == {(0, 1, 0)}
+    own = [one for one in driver.seen if not isinstance(one.message, Started | Ended | Released)]
+    assert [one.seq for one in own] == list(range(own[0].seq, own[0].seq + len(own)))
+    assert {(one.number, one.attempt, one.rank) for one in own} == {(0, 1, 0)}
 
 
 def test_questions_get_the_drivers_answers(driver: Driver) -> None:

@@ -259,3 +259,33 @@ def test_a_study_name_that_cannot_be_stored_is_refused(sqlite_url: str, name: st
     with pytest.raises(Refused):
         studies.create(database, name, ["minimize"], seed=1, sampler=None, pruner=None)
     assert studies.names(database) == []
+
+
+def test_deleting_a_study_takes_every_row_of_it_and_of_no_other(url: str) -> None:
+    kept = held_study(url, "kept")
+    gone = held_study(url, "gone")
+    for held in (kept, gone):
+        study = driven(held)
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        trial.report(1.0, 0)
+        trial.set_user_attr("k", 1)
+        study.tell(trial, 1.0)
+        held.lease.release()
+    database = kept.lease.database
+    with database.read() as connection:
+        before = {name: _count(connection, name) for name in sa.inspect(connection).get_table_names()}
+    assert studies.delete(database, "gone")
+    assert not studies.delete(database, "gone")
+    with database.read() as connection:
+        after = {name: _count(connection, name) for name in before}
+    assert after["trials"] == after["studies"] == after["tuner_attempts"] == 1
+    changed = {name for name in before if before[name] != after[name]}
+    assert all(before[name] == 2 * after[name] for name in changed)
+    assert plain(kept).trials[0].value == 1.0
+    for held in (kept, gone):
+        held.lease.database.dispose()
+
+
+def _count(connection: sa.Connection, name: str) -> int:
+    return int(connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar_one())

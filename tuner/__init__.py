@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tuner.shadow import check_path
+
 if TYPE_CHECKING:
     from tuner.checkpoint import Checkpoint
     from tuner.errors import (
@@ -71,6 +73,9 @@ _HOMES = {
     "tuner.trial": ("Trial",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+check_path()  # storage, objectives and dashboard are common names
 
 
 def __getattr__(name: str) -> Any:

@@ -142,6 +142,7 @@ class Driver:
                     self._job.run, epoch, self._settings.resources, self._receive
                 )
                 signals.install()  # after Ray, which installs handlers of its own
+                self._discard_old_commands()
                 self._due += self._attempts.recover()
                 self._record({"stop_reason": None})
                 self._loop()
@@ -417,6 +418,13 @@ class Driver:
                     message = "another program told this trial"
                     self._executor.kill(running.number, Reason.FINISHED_ELSEWHERE, message)
             self._attempts.close_elsewhere(trial_id)
+
+    def _discard_old_commands(self) -> None:
+        """What was asked of a driver that is gone is not meant for this one."""
+        for command in self._held.commands():
+            self._held.queue(
+                DoneCommand(command_id=command.command_id, result="no driver was there to do it")
+            )
 
     def _carry_out(self, command: CommandRecord) -> None:
         """A command of the dashboard or the command line."""

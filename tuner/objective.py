@@ -58,14 +58,15 @@ def load(ref: ObjectiveRef) -> Callable[..., Any]:
             sys.path.insert(0, folder)
     if ref.pickled:
         try:
-            found = cloudpickle.loads(ref.pickled)
+            return cloudpickle.loads(ref.pickled)  # type: ignore[no-any-return]
         except Exception as error:
-            raise BadObjective(f"the objective cannot be unpacked here: {error}") from error
-        return found  # type: ignore[no-any-return]
+            raise BadObjective(f"the objective cannot be unpacked here: {_one_line(error)}") from error
     module = _import(ref.module, ref.file)
     found = _attribute(module, ref.name, ref.file or ref.module)
     if not callable(found):
-        raise BadObjective(f"{ref.name!r} in {ref.file or ref.module} is {type(found).__name__}, not a function")
+        raise BadObjective(
+            f"{ref.name!r} in {ref.file or ref.module} is {type(found).__name__}, not a function"
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -115,7 +116,7 @@ def _is_installed(name: str, left_out: set[str]) -> bool:
         return False
     with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(top)
-        return spec is not None and "site-packages" in (spec.origin or "")
+        return spec is not None and _is_installed_file(spec.origin or "")
     return False
 
 
@@ -141,12 +142,9 @@ def _sys_path(file: str = "") -> tuple[str, ...]:
     """Folders to import from on a worker: those of this process, the file's own first."""
     own = [str(Path(file).parent)] if file and not _in_package(file) else []
     ours = [os.path.abspath(part or os.getcwd()) for part in sys.path]
-    standard = {os.path.dirname(os.__file__), os.path.join(os.path.dirname(os.__file__), "lib-dynload")}
     return tuple(
         dict.fromkeys(
-            part
-            for part in own + ours
-            if os.path.isdir(part) and part not in standard and "site-packages" not in part
+            part for part in own + ours if os.path.isdir(part) and not _is_installed_file(part + os.sep)
         )
     )
 
@@ -165,13 +163,14 @@ def _from_text(text: str) -> ObjectiveRef:
     path = Path(target).absolute()
     if not path.is_file():
         raise BadObjective(f"there is no file {target}; write FILE.py:NAME or package.module:NAME")
-    check_folder(path.parent)
-    ref = _reference(path.stem, name, str(path))
+    ref = _reference(_module_name(path), name, str(path))
     load(ref)
     return ref
 
 
 def _from_module(target: str, name: str) -> ObjectiveRef:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a console script lacks it, "python -m" has it
     module = _import(target, "")
     found = _attribute(module, name, target)
     if not callable(found):
@@ -185,7 +184,7 @@ def _by_reference(objective: Callable[..., Any]) -> ObjectiveRef | None:
     name, module_name = getattr(objective, "__qualname__", ""), getattr(objective, "__module__", "")
     if inspect.ismethod(objective) or not name or "<" in name:
         return None
-    module = sys.modules.get(module_name)
+    module: Any = sys.modules.get(module_name)
     file = getattr(module, "__file__", None)
     if module is None or not file or not Path(file).is_file():
         return None
@@ -197,16 +196,40 @@ def _by_reference(objective: Callable[..., Any]) -> ObjectiveRef | None:
             return _reference(module_name, name, str(path))
         if not _has_guard(path):
             return None
-        check_folder(path.parent)
-        return _reference(path.stem, name, str(path))
+        spec = getattr(module, "__spec__", None)  # set where "python -m package.module" was run
+        return _reference(spec.name if spec is not None else _module_name(path), name, str(path))
     return None
+
+
+def _module_name(path: Path) -> str:
+    """The name that a file is imported under.
+
+    Raises:
+        BadObjective: an installed module that is loaded has it, and others would lose theirs.
+    """
+    check_folder(path.parent)
+    name = path.stem.replace(".", "_")
+    known = sys.modules.get(name)
+    origin = getattr(known, "__file__", None) or "built in"
+    if known is not None and not _same(origin, str(path)) and _is_installed_file(origin):
+        raise BadObjective(f"{path} has the name of the module {name!r} ({origin}); rename it")
+    return name
+
+
+def _is_installed_file(file: str) -> bool:
+    standard = os.path.dirname(os.__file__) + os.sep
+    return file == "built in" or "site-packages" in file or file.startswith(standard)
 
 
 def _has_guard(file: Path) -> bool:
     """Whether a script can be imported without running: ``if __name__ == "__main__":``."""
     with contextlib.suppress(OSError, SyntaxError):
         for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.If) and "__name__" in ast.dump(node.test) and "__main__" in ast.dump(node.test):
+            if (
+                isinstance(node, ast.If)
+                and "__name__" in ast.dump(node.test)
+                and "__main__" in ast.dump(node.test)
+            ):
                 return True
     return False
 
@@ -258,16 +281,23 @@ def _import(name: str, file: str) -> ModuleType:
         if isinstance(error, KeyboardInterrupt):
             raise
         if isinstance(error, ModuleNotFoundError) and not file and error.name == name.partition(".")[0]:
-            raise BadObjective(f"there is no module {name!r}; write FILE.py:NAME or package.module:NAME") from None
+            raise BadObjective(
+                f"there is no module {name!r}; write FILE.py:NAME or package.module:NAME"
+            ) from None
         raise BadObjective(f"{_at(error, file or name)}: {_one_line(error)}") from error
 
 
 def _import_file(name: str, file: str) -> ModuleType:
+    if not _in_package(file):
+        check_folder(Path(file).parent)
     folder = str(Path(file).parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    if not Path(file).is_file():
+        raise BadObjective(f"the objective's file {file} is not here; put it where all nodes can read it")
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
     sys.modules[name] = module

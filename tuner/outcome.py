@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +73,7 @@ def classify_return(value: Any, directions: Sequence[str]) -> Outcome:
         >>> classify_return(float("-inf"), ["minimize"]).reason
         <Reason.INFINITE: 'infinite'>
     """
-    parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
     if value is None or len(parts) != len(directions):
         wanted = "a number" if len(directions) == 1 else f"{len(directions)} numbers"
         return _bad(f"the objective returned {_shown(value)}; it must return {wanted}")
@@ -93,13 +92,11 @@ def classify_return(value: Any, directions: Sequence[str]) -> Outcome:
 
 
 def _as_float(value: Any) -> float | None:
-    if isinstance(value, str | bytes):
+    if isinstance(value, str | bytes | bytearray):
         return None
-    if isinstance(value, numbers.Real):
-        return float(value)
     try:
         return float(value)  # NumPy and torch scalars, Decimal
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARK", "become_subreaper", "die_with_parent", "kill_tree", "marked", "sweep"]
+__all__ = ["MARK", "become_subreaper", "die_with_parent", "is_gone", "kill_tree", "marked", "sweep"]
 
 MARK = "TUNER_RUN"
 """The environment variable that every process of a run carries."""
@@ -21,9 +21,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def marked(run: str) -> list[int]:
-    """Ids of the processes that carry the mark of ``run``, this one excepted."""
-    wanted = f"{MARK}={run}".encode()
+def marked(value: str, name: str = MARK) -> list[int]:
+    """Ids of the processes that were started with ``name=value`` in their environment, this one excepted."""
+    wanted = f"{name}={value}".encode()
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
@@ -33,24 +33,41 @@ def marked(run: str) -> list[int]:
     return found
 
 
-def sweep(run: str, *, seconds: float = 5.0, spare: Iterable[int] = ()) -> int:
-    """Kill every process that carries the mark of ``run``, until none is left; how many there were.
+def sweep(
+    value: str,
+    name: str = MARK,
+    *,
+    seconds: float = 5.0,
+    quiet: float = 0.0,
+    spare: Iterable[int] = (),
+    also: Iterable[int] = (),
+) -> int:
+    """Kill every process that carries a mark, until none is left; how many there were.
 
     Args:
+        value, name: of the mark; see :func:`marked`.
         seconds: bound on the whole.
+        quiet: seconds for which none must be seen: a process between its fork and its exec does
+            not carry the mark yet.
         spare: ids to leave alone.
+        also: ids to kill too. One that is just ending has lost its environment, and holds its
+            files, sockets and device memory still.
     """
-    spared, killed = set(spare), set()
+    spared, wanted, killed = set(spare), set(also), set()
     deadline = time.monotonic() + seconds
+    clean_since: float | None = None
     while True:
-        left = [pid for pid in marked(run) if pid not in spared and not _is_zombie(pid)]
+        wanted.update(pid for pid in marked(value, name) if pid not in spared)
+        left = [pid for pid in wanted if not is_gone(pid)]
         for pid in left:
             killed.add(pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if not left or time.monotonic() > deadline:
+        now = time.monotonic()
+        clean_since = None if left else now if clean_since is None else clean_since
+        if now > deadline or (clean_since is not None and now - clean_since >= quiet):
             return len(killed)
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def kill_tree(pid: int) -> None:
@@ -79,7 +96,8 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
-def _is_zombie(pid: int) -> bool:
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, collected by its parent or not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import socket
@@ -17,7 +18,8 @@ from tuner.assignment import ObjectiveRef
 __all__ = ["collect", "mask_url"]
 
 _PACKAGES = ("optuna", "ray", "torch", "numpy", "sqlalchemy", "tuner")
-_SECRET = re.compile(r"(\w+://[^:/@\s]*):([^@\s]+)@")
+_SECRET = re.compile(r"(\w+://[^:/@\s]*):(\S+)@")
+_NAMED_SECRET = re.compile(r"\b(pass(?:word|wd)?|pwd|secret|token)=([^&\s]+)", re.IGNORECASE)
 
 
 def collect(ref: ObjectiveRef, arguments: Sequence[str], seed: int) -> dict[str, object]:
@@ -44,7 +46,7 @@ def mask_url(text: str) -> str:
         >>> mask_url("--storage=postgresql://ann:secret@db/tuner")
         '--storage=postgresql://ann:***@db/tuner'
     """
-    return _SECRET.sub(r"\1:***@", text)
+    return _NAMED_SECRET.sub(r"\1=***", _SECRET.sub(r"\1:***@", text))
 
 
 def _version(package: str) -> str | None:
@@ -65,7 +67,11 @@ def _git(folder: Path) -> dict[str, str] | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, timeout=5, check=False
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True,
+                timeout=5,
+                check=False,
+                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
@@ -74,6 +80,6 @@ def _git(folder: Path) -> dict[str, str] | None:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return None
-    changes = git("diff", "HEAD") or ""
+    changes = git("diff", "--no-ext-diff", "HEAD") or ""
     dirty = hashlib.sha256(changes.encode()).hexdigest() if changes else ""
     return {"commit": commit.strip(), "uncommitted_digest": dirty}

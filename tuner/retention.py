@@ -51,7 +51,7 @@ def newest_valid(
     records: Sequence[CheckpointRecord], verify: Callable[[Shard], bool]
 ) -> tuple[Whole | None, list[Whole]]:
     """The newest whole checkpoint whose parts are all undamaged, and the damaged ones before it."""
-    damaged = []
+    damaged: list[Whole] = []
     for candidate in whole(records):
         if all(verify(shard) for shard in candidate.shards):
             return candidate, damaged

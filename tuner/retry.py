@@ -6,6 +6,7 @@ is FAIL, which Optuna's samplers leave out of their history.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ __all__ = ["Decision", "PastAttempt", "Retry", "decide", "should_stop_study"]
 _CHARGED = frozenset({Reason.RANK_LOST, Reason.STALLED, Reason.TIMEOUT, Reason.OOM})
 _UNCHARGED = frozenset({Reason.NODE_LOST, Reason.PREEMPTED, Reason.DRIVER_LOST, Reason.INTERRUPTED})
 _AT_ONCE = frozenset({Reason.DRIVER_LOST, Reason.INTERRUPTED})
+_DEFECTS = frozenset({Reason.EXCEPTION, Reason.BAD_VALUE, Reason.REFUSED, Reason.RANK_LOST})
 _MAX_DELAY = 60.0
 
 
@@ -31,7 +33,9 @@ class Retry:
         max_failures: charged attempts of a trial that may fail before it fails for good; with 3
             a trial has at most 4 charged attempts.
         retry_on: types of exceptions, or their names, after which a trial is tried again; an
-            exception that is not listed fails its trial at once.
+            exception that is not listed fails its trial at once. ``Exception`` lists all; a type
+            of Python's own covers those of Python's own below it (``OSError``:
+            ``ConnectionError``), any other type only itself.
         backoff: seconds before the first retry; doubled for each further one, at most 60.
         max_preemptions: uncharged attempts (a node or driver lost, a preemption) of a trial.
         stop_after: identical failures in a row that stop the study; 0 never stops it.
@@ -100,17 +104,24 @@ def decide(outcome: Outcome, history: Sequence[PastAttempt], policy: Retry) -> D
     if reason in _UNCHARGED:
         used = sum(1 for past in history if not past.charged) + 1
         if used > policy.max_preemptions:
-            return Decision(again=False, charged=False, why=f"{used} uncharged attempts, max_preemptions reached")
+            return Decision(
+                again=False, charged=False, why=f"{used} uncharged attempts, max_preemptions reached"
+            )
         delay = 0.0 if reason in _AT_ONCE else _delay(policy, used)
         return Decision(again=True, charged=False, delay=delay, why=f"{reason}: not the trial's fault")
     listed = reason is Reason.EXCEPTION and _is_listed(outcome.exception, policy.retry_on)
     if reason not in _CHARGED and not listed:
-        return Decision(again=False, charged=reason not in (Reason.COMPLETE, Reason.PRUNED), why=f"{reason} is final")
+        return Decision(
+            again=False, charged=reason not in (Reason.COMPLETE, Reason.PRUNED), why=f"{reason} is final"
+        )
     failures = sum(1 for past in history if past.charged) + 1
     most = min(1, policy.max_failures) if reason is Reason.OOM else policy.max_failures
     same = sum(1 for past in history if past.reason is reason) + 1 if reason is Reason.OOM else failures
     if same > most or failures > policy.max_failures:
-        return Decision(again=False, charged=True, why=f"{failures} charged failures, max_failures={policy.max_failures}")
+        why = f"{failures} charged failures, max_failures={policy.max_failures}"
+        if same > most:
+            why = f"{same} attempts ran out of memory" if reason is Reason.OOM else why
+        return Decision(again=False, charged=True, why=why)
     why = f"charged failure {failures} of at most {policy.max_failures}"
     return Decision(again=True, charged=True, delay=_delay(policy, failures), why=why)
 
@@ -118,13 +129,17 @@ def decide(outcome: Outcome, history: Sequence[PastAttempt], policy: Retry) -> D
 def should_stop_study(failures: Sequence[Outcome], policy: Retry) -> str | None:
     """Why the study stops, given the failures in a row since the last trial that did not fail.
 
-    An error at import stops it at once, since every trial would meet it.
+    An error at import stops it at once, since every trial would meet it. Of the others only
+    those count that show a defect of the code or the machine, and only where they are alike. A
+    NaN, a timeout and a stop by a person speak of one trial, and never stop the study.
     """
     if not failures or not policy.stop_after:
         return None
     last = failures[-1]
     if last.reason is Reason.IMPORT_ERROR:
         return f"the objective cannot be imported on a worker: {last.message}"
+    if last.reason not in _DEFECTS:
+        return None
     recent = failures[-policy.stop_after :]
     if len(recent) < policy.stop_after or any(_signature(one) != _signature(last) for one in recent):
         return None
@@ -132,10 +147,10 @@ def should_stop_study(failures: Sequence[Outcome], policy: Retry) -> str | None:
     return f"{text}\n{last.traceback}" if last.traceback else text
 
 
-def _signature(outcome: Outcome) -> tuple[str, str]:
-    """What makes two failures alike: the class, and where the exception came from."""
+def _signature(outcome: Outcome) -> tuple[str, str, str]:
+    """What makes two failures alike: the class, the type of the exception, and where it came from."""
     frames = [line.strip() for line in outcome.traceback.splitlines() if line.strip().startswith("File ")]
-    return outcome.reason, "\n".join(frames) or outcome.message
+    return outcome.reason, outcome.exception, "\n".join(frames) or outcome.message
 
 
 def _delay(policy: Retry, failures: int) -> float:
@@ -143,13 +158,27 @@ def _delay(policy: Retry, failures: int) -> float:
 
 
 def _is_listed(exception: str, listed: Sequence[str]) -> bool:
-    short = exception.rpartition(".")[2]
-    return any(name in (exception, short) or name.rpartition(".")[2] == short for name in listed)
+    return any(_covers(name, exception) for name in listed)
+
+
+def _covers(name: str, exception: str) -> bool:
+    """Whether a listed name means this exception; a script's own ``__main__`` has another name there."""
+    module, _, short = name.rpartition(".")
+    if name in ("Exception", "BaseException", exception):
+        return True
+    if module in ("", "__main__") and short == exception.rpartition(".")[2]:
+        return "." in exception or not module
+    known, raised = vars(builtins).get(name), vars(builtins).get(exception)
+    return isinstance(known, type) and isinstance(raised, type) and issubclass(raised, known)
 
 
 def _type_name(given: Any) -> str:
     if isinstance(given, str):
         return given
     if isinstance(given, type) and issubclass(given, BaseException):
-        return given.__qualname__ if given.__module__ == "builtins" else f"{given.__module__}.{given.__qualname__}"
+        return (
+            given.__qualname__
+            if given.__module__ == "builtins"
+            else f"{given.__module__}.{given.__qualname__}"
+        )
     raise BadInput(f"retry: retry_on={given!r}: give exception types, such as (ConnectionError,)")

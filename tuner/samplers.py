@@ -11,6 +11,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,9 @@ def pruner(spec: str | BasePruner | None) -> BasePruner:
     if spec is None:
         spec = "median"
     if not isinstance(spec, str):
-        raise BadInput(f"pruner={spec!r}: give a name such as 'hyperband', a call as text, or an Optuna pruner")
+        raise BadInput(
+            f"pruner={spec!r}: give a name such as 'hyperband', a call as text, or an Optuna pruner"
+        )
     return _made(spec, "pruner", 0)  # type: ignore[no-any-return]
 
 
@@ -134,7 +137,8 @@ def _generators(target: object, seen: set[int]) -> list[Any]:
         return [target] if hasattr(target.bit_generator, "state") else []
     if type(target).__name__ == "LazyRandomState":
         return [target.rng]  # type: ignore[attr-defined]
-    if not type(target).__module__.startswith("optuna.") or not hasattr(target, "__dict__"):
+    of_optuna = any(base.__module__.startswith("optuna.") for base in type(target).__mro__)
+    if not of_optuna or not hasattr(target, "__dict__"):
         return []
     return [found for _, value in sorted(vars(target).items()) for found in _generators(value, seen)]
 
@@ -142,7 +146,7 @@ def _generators(target: object, seen: set[int]) -> list[Any]:
 def _made(text: str, kind: str, seed: int) -> Any:
     try:
         node = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise BadInput(f"{kind}={text!r} is neither a name nor a call such as {_example(kind)}") from None
     made = _build(node, kind, seed, text)
     setattr(made, _TEXT, text)
@@ -155,14 +159,18 @@ def _build(node: ast.expr, kind: str, seed: int, text: str) -> Any:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise BadInput(f"{kind}={text!r} is neither a name nor a call such as {_example(kind)}")
     cls = _class(node.func.id, kind)
+    if any(part.arg is None for part in node.keywords):
+        raise BadInput(f"{kind}={text!r}: write the arguments out as name=value, without **")
     positional = [_value(part, seed, text) for part in node.args]
     named = {part.arg: _value(part.value, seed, text) for part in node.keywords if part.arg}
     if "seed" in inspect.signature(cls.__init__).parameters:
-        named.setdefault("seed", seed)
+        named.setdefault("seed", seed % 2**32)  # NumPy takes no more
     try:
-        inspect.signature(cls).bind(*positional, **named)
+        bound = inspect.signature(cls).bind(*positional, **named)
     except TypeError as error:
         raise BadInput(f"{kind}={text!r}: {node.func.id}: {error}") from None
+    for name, value in bound.arguments.items():
+        _check_type(f"{kind}={text!r}: {name}={value!r}", bound.signature.parameters[name].annotation, value)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -171,16 +179,37 @@ def _build(node: ast.expr, kind: str, seed: int, text: str) -> Any:
         raise BadInput(f"{kind}={text!r}: {error}") from error
 
 
+_KINDS: Mapping[str, Any] = {
+    "BasePruner": BasePruner,
+    "BaseSampler": BaseSampler,
+    "None": type(None),
+    "bool": bool,
+    "float": (int, float),
+    "int": int,
+    "str": str,
+}
+
+
+def _check_type(where: str, annotation: object, value: Any) -> None:
+    """Refuse a value of the wrong type, which Optuna would meet only in the middle of a study."""
+    names = str(annotation).replace(" ", "").split("|")
+    known = all(name in _KINDS for name in names)
+    if known and not any(isinstance(value, _KINDS[name]) for name in names):
+        raise BadInput(f"{where} is {type(value).__name__}; give {annotation}")
+
+
 def _value(node: ast.expr, seed: int, text: str) -> Any:
     """A literal, or a nested sampler or pruner."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        name = node.func.id.lower()
-        kind = "pruner" if name in PRUNERS or node.func.id in PRUNERS.values() else "sampler"
-        return _build(node, kind, seed, text)
+    name = node.func if isinstance(node, ast.Call) else node
+    if isinstance(name, ast.Name):
+        pruners = name.id in PRUNERS.values() or _short(name.id) in PRUNERS
+        return _build(node, "pruner" if pruners else "sampler", seed, text)
     try:
         return ast.literal_eval(node)
-    except ValueError:
-        raise BadInput(f"{text!r}: {ast.unparse(node)!r} is no literal; give numbers, text, lists or dicts") from None
+    except (ValueError, TypeError):
+        raise BadInput(
+            f"{text!r}: {ast.unparse(node)!r} is no literal; give numbers, text, lists or dicts"
+        ) from None
 
 
 def _class(name: str, kind: str) -> Callable[..., Any]:
@@ -188,12 +217,16 @@ def _class(name: str, kind: str) -> Callable[..., Any]:
     module = optuna.samplers if kind == "sampler" else optuna.pruners
     if name in known.values():
         return getattr(module, name)  # type: ignore[no-any-return]
-    short = name.lower().replace("_", "").replace("-", "")
+    short = _short(name)
     if short in known:
         return getattr(module, known[short])  # type: ignore[no-any-return]
     near = difflib.get_close_matches(short, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise BadInput(f"there is no {kind} {name!r}; {hint}choose from: {', '.join(known)}")
+
+
+def _short(name: str) -> str:
+    return name.lower().replace("_", "")
 
 
 def _example(kind: str) -> str:
@@ -205,28 +238,47 @@ def _pruner_text(given: BasePruner) -> str | None:
     cls = type(given)
     if cls.__name__ not in PRUNERS.values():
         return None
-    parts = []
-    for name in list(inspect.signature(cls).parameters):
+    parts, signature = [], inspect.signature(cls)
+    for name in signature.parameters:
         value = getattr(given, f"_{name}", inspect.Parameter.empty)
+        if value is None and signature.parameters[name].default is not None and name != "wrapped_pruner":
+            continue  # an "auto" that is not decided yet
         if isinstance(value, BasePruner):
             nested = _pruner_text(value)
             if nested is None:
                 return None
             parts.append(f"{name}={nested}")
         elif isinstance(value, int | float | str | None):
-            parts.append(f"{name}={value!r}")
+            parts.append(f"{name}={_literal(value)}")
     text = f"{cls.__name__}({', '.join(parts)})"
     try:
-        return text if vars(pruner(text)).keys() - {_TEXT} == vars(given).keys() - {_TEXT} else None
+        again = vars(pruner(text))
     except BadInput:
         return None
+    return text if all(again.get(name) == value for name, value in _arguments(given).items()) else None
+
+
+def _arguments(given: BasePruner) -> dict[str, object]:
+    """The arguments of a pruner as it keeps them; what it wraps is compared as text."""
+    names = {f"_{name}" for name in inspect.signature(type(given)).parameters}
+    return {
+        name: value
+        for name, value in vars(given).items()
+        if name in names and not isinstance(value, BasePruner)
+    }
+
+
+def _literal(value: object) -> str:
+    """As ``repr``, but an infinity as a number that overflows: a literal has no name for it."""
+    return repr(value).replace("inf", "1e999") if isinstance(value, float) else repr(value)
 
 
 def _is_default_tpe(given: BaseSampler) -> bool:
     """Whether a TPE sampler is as ``create_study`` makes it; its seed does not matter."""
     plain = vars(optuna.samplers.TPESampler())
+    compared = (bool, int, float, str, tuple, type, FunctionType, type(None))
     return all(
-        repr(value) == repr(plain.get(name))
+        value == plain.get(name)
         for name, value in vars(given).items()
-        if isinstance(value, bool | int | float | str | None)
+        if isinstance(value, compared) or plain.get(name) is None
     )

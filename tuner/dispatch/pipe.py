@@ -8,7 +8,7 @@ from typing import Any
 
 from tuner.messages import Message, encode
 
-__all__ = ["PipeChannel", "STOP", "answer_line"]
+__all__ = ["STOP", "PipeChannel", "answer_line"]
 
 STOP = b'{"stop": true}\n'
 """What the shell writes when the rank is asked to stop."""
@@ -35,7 +35,8 @@ class PipeChannel:
     def ask(self, kind: type[Message], **fields: Any) -> Any:
         self._questions += 1
         number = self._questions
-        self.send(kind(id=number, **fields))
+        question: Any = kind  # every Question has an id
+        self.send(question(id=number, **fields))
         while number not in self._answers:
             self._read(block=True)
         answer = self._answers.pop(number)

@@ -30,7 +30,7 @@ from tuner.dispatch.group import exit_outcome
 from tuner.dispatch.pipe import STOP, answer_line
 from tuner.messages import Answer, Finished, Question, RankInfo, decode, encode
 from tuner.outcome import Outcome, Reason
-from tuner.processes import MARK, kill_tree
+from tuner.processes import MARK, kill_tree, marked, sweep
 
 __all__ = ["Batch", "Shell", "StaleEpoch"]
 
@@ -38,6 +38,8 @@ PACE = 0.25  # seconds between drains that carry no question and no end
 OUTBOX = 100_000  # messages that wait for their commit; above it the child's reports wait
 WITHOUT_DRIVER = 60.0  # seconds without a drain after which a shell ends itself
 TAIL = 16_384  # bytes of output that are kept with an outcome
+FORK = 100.0  # seconds that a zygote may take for its imports and the first fork
+_SHELL_MARK = "TUNER_SHELL"  # in the environment of this shell's processes, beside the run's mark
 
 
 class StaleEpoch(RuntimeError):
@@ -69,28 +71,29 @@ class Shell:
 
     def __init__(self, run: str, cpus: float, hide_gpus: bool, preload: Sequence[str]) -> None:
         self._run = run
-        self._environment = _environment(run, cpus, hide_gpus)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
+        self._log = self._folder / "output.log"
+        self._environment = _environment(run, self._folder.name, cpus, hide_gpus)
         self._preload = tuple(preload)
         self._changed = threading.Condition()
         self._outbox: deque[tuple[int, str]] = deque()
         self._seq = 0
-        self._flush = False
+        self._flush = False  # something waits that must not keep the pace
+        self._quiet = False  # a drain waits for the first message
         self._ended = True
         self._epoch = 0
         self._finished = False
-        self._attempt = (0, 0)
         self._child: socket.socket | None = None
         self._child_pid = 0
         self._listener: socket.socket | None = None
         self._last_drain = time.monotonic()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
-        self._log = self._folder / "output.log"
+        self._closing = self._has_zygote = False
         self._start_zygote()
         threading.Thread(target=self._watch_driver, daemon=True).start()
 
     def ready(self) -> dict[str, Any]:
-        """Where this shell is: ``host``, ``pid``, and an address for the ranks to meet at."""
-        return {"host": socket.gethostname(), "pid": os.getpid(), "address": _own_address()}
+        """Where this shell is: ``host``, ``pid``, and ``loopback``, the same for shells that share one."""
+        return {"host": socket.gethostname(), "pid": os.getpid(), "loopback": _loopback()}
 
     def listen(self, host: str) -> int:
         """Bind the socket on which rank 0's next child serves its store; the port."""
@@ -106,7 +109,7 @@ class Shell:
             StaleEpoch: the caller was taken over.
         """
         self._check(assignment.epoch)
-        if self._zygote.poll() is not None:
+        if not self._has_zygote:
             self._start_zygote()
         ours, theirs = socket.socketpair()
         with self._changed:
@@ -115,33 +118,30 @@ class Shell:
             self._ended = self._finished = self._flush = False
             self._child, self._child_pid = ours, 0
             self._last_drain = time.monotonic()
-        output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        listen = self._listener.fileno() if self._listener is not None and place.rank == 0 else -1
-        try:
-            zygote.request(self._control, assignment, place, theirs.fileno(), output, listen)
-        except OSError:
-            self._lose_child(ours, "was lost: its zygote was killed")
-        finally:
-            theirs.close()
-            os.close(output)
-            if self._listener is not None:
-                self._listener.close()
-                self._listener = None
-        with self._changed:
-            self._changed.wait_for(lambda: self._child_pid or self._ended, timeout=60)
+        # Before the child is there: it may end before we hear that it began.
         self._reader = threading.Thread(target=self._read_child, args=(ours,), daemon=True)
         self._reader.start()
-        devices = tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+        self._fork(assignment, place, theirs)
+        with self._changed:
+            self._changed.wait_for(lambda: self._child_pid or self._ended, timeout=FORK)
+            late = not self._child_pid and not self._ended
+            self._last_drain = time.monotonic()
+        if late:
+            self._conclude(ours, Outcome(reason=Reason.RANK_LOST, message=f"did not start in {FORK:g} s"))
+            sweep(self._folder.name, _SHELL_MARK)
+        devices = self._environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
         return RankInfo(
             rank=place.rank,
             host=socket.gethostname(),
             node="",
             pid=self._child_pid,
-            devices=devices if "CUDA_VISIBLE_DEVICES" not in self._environment else (),
+            devices=tuple(filter(None, devices)),
         )
 
-    def drain(self, after: int, epoch: int, answers: Sequence[Answer], timeout: float) -> Batch:
-        """Forget messages up to ``after``, deliver answers, and wait for more messages.
+    def drain(
+        self, after: int, epoch: int, answers: Sequence[Answer], timeout: float, seen: int = 0
+    ) -> Batch:
+        """Forget messages up to ``after``, deliver answers, and wait for messages above ``seen``.
 
         Returns at once for a question or the end, after a short pace for other messages, and
         after ``timeout`` seconds with nothing. A repeated call returns the same messages again.
@@ -156,13 +156,16 @@ class Shell:
             while self._outbox and self._outbox[0][0] <= after:
                 self._outbox.popleft()
             self._changed.notify_all()
-            if not self._flush and not self._ended:
-                self._changed.wait_for(lambda: self._flush or self._ended, timeout=min(PACE, timeout))
-            if not self._outbox and not self._ended:
-                self._changed.wait_for(lambda: self._outbox or self._ended, timeout=max(0.0, timeout - PACE))
-            self._flush = False
+            self._changed.wait_for(lambda: self._flush or self._ended, timeout=min(PACE, timeout))
+            self._quiet = True
+            self._changed.wait_for(
+                lambda: self._ended or (self._outbox and self._outbox[-1][0] > seen),
+                timeout=max(0.0, timeout - PACE),
+            )
+            self._flush = self._quiet = False
             self._last_drain = time.monotonic()
-            return Batch(messages=tuple(self._outbox), ended=self._ended)
+            news = tuple(one for one in self._outbox if one[0] > seen)
+            return Batch(messages=news, ended=self._ended)
 
     def reply(self, answers: Sequence[Answer]) -> None:
         """Deliver answers outside a drain."""
@@ -183,31 +186,51 @@ class Shell:
     def shutdown(self) -> None:
         """End the child and the zygote, and remove the output."""
         self.kill()
-        with contextlib.suppress(OSError):
-            self._control.close()
-        try:
-            self._zygote.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            kill_tree(self._zygote.pid)
-            self._zygote.wait(timeout=2)
+        self._closing = True
+        _hang_up(self._control)
+        deadline = time.monotonic() + 2  # the zygote also finds what has lost its mark
+        while marked(self._folder.name, _SHELL_MARK) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        sweep(self._folder.name, _SHELL_MARK)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _fork(self, assignment: Assignment, place: Place, theirs: socket.socket) -> None:
+        """Ask the zygote for a child with the other end of its channel."""
+        ours = self._child
+        listener, self._listener = self._listener, None
+        output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        listen = listener.fileno() if listener is not None and place.rank == 0 else -1
+        try:
+            zygote.request(self._control, assignment, place, theirs.fileno(), output, listen)
+        except OSError:
+            if ours is not None:
+                self._conclude(ours, self._without_zygote())
+        finally:
+            theirs.close()
+            os.close(output)
+            if listener is not None:
+                listener.close()
 
     def _start_zygote(self) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "tuner.dispatch.zygote", str(theirs.fileno()), *self._preload]
-        self._control = ours
         with theirs:
-            self._zygote = subprocess.Popen(
-                command,
+            self._control, self._has_zygote = ours, True
+            process = subprocess.Popen(
+                # -P: a file of the user's in the working folder must not stand in for one of ours
+                [
+                    *(sys.executable, "-P", "-m", "tuner.dispatch.zygote"),
+                    *(str(theirs.fileno()), str(self._folder), *self._preload),
+                ],
                 pass_fds=[theirs.fileno()],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        threading.Thread(target=self._read_zygote, args=(ours,), daemon=True).start()
+        threading.Thread(target=self._read_zygote, args=(ours, process), daemon=True).start()
 
-    def _read_zygote(self, control: socket.socket) -> None:
+    def _read_zygote(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         """Starts and exact ends of children, until the zygote goes."""
+        process.wait()  # not the zygote itself, see there
         with contextlib.suppress(OSError), control.makefile("r") as lines:
             for line in lines:
                 message = json.loads(line)
@@ -220,15 +243,24 @@ class Shell:
                 if mine and child is not None:
                     self._end_child(child, message["code"])
         with self._changed:
-            child = None if self._ended or control is not self._control else self._child
+            child, pid = None if self._ended else self._child, self._child_pid
+        if not self._closing:
+            # with all that its rank had started: nobody else looks after them now
+            sweep(self._folder.name, _SHELL_MARK, also=[pid] if pid and child is not None else [])
+        self._has_zygote = False
         if child is not None:
-            self._lose_child(child, "was lost: its zygote was killed")
+            self._conclude(child, self._without_zygote())
+
+    def _without_zygote(self) -> Outcome:
+        text = "was lost: the process that it was forked from died"
+        return Outcome(reason=Reason.RANK_LOST, message=text, log_tail=self._tail())
 
     def _read_child(self, child: socket.socket) -> None:
         """The child's messages into the outbox; a full outbox makes the child wait."""
         with contextlib.suppress(OSError), child.makefile("r", encoding="utf-8") as lines:
             for line in lines:
-                self._put(child, line)
+                if line.endswith("\n"):  # else it was killed while it wrote
+                    self._put(child, line)
 
     def _put(self, child: socket.socket, line: str) -> None:
         message = decode(line)
@@ -244,6 +276,7 @@ class Shell:
             self._outbox.append((self._seq, line))
             if isinstance(message, Question | Finished):
                 self._flush = True
+            if self._flush or self._quiet:  # else a drain keeps its pace, and need not wake for each report
                 self._changed.notify_all()
 
     def _end_child(self, child: socket.socket, code: int) -> None:
@@ -256,9 +289,6 @@ class Shell:
                 break  # something outside its tree still holds the socket
         self._conclude(child, exit_outcome(code, self._tail()))
 
-    def _lose_child(self, child: socket.socket, why: str) -> None:
-        self._conclude(child, Outcome(reason=Reason.RANK_LOST, message=why, log_tail=self._tail()))
-
     def _conclude(self, child: socket.socket, outcome: Outcome) -> None:
         with self._changed:
             if child is not self._child or self._ended:
@@ -269,7 +299,7 @@ class Shell:
                 self._outbox.append((self._seq, encode(Finished(outcome=outcome))))
             self._ended = self._flush = True
             self._changed.notify_all()
-        child.close()
+        _hang_up(child)
 
     def _to_child(self, line: bytes) -> None:
         with self._changed:
@@ -293,9 +323,10 @@ class Shell:
     def _watch_driver(self) -> None:
         """Without a driver for a minute, end: its successor counts on it."""
         while True:
-            time.sleep(5)
+            time.sleep(WITHOUT_DRIVER / 12)
             with self._changed:
-                alone = not self._ended and time.monotonic() - self._last_drain > WITHOUT_DRIVER
+                running = self._child_pid and not self._ended
+                alone = running and time.monotonic() - self._last_drain > WITHOUT_DRIVER
             if alone:
                 self.shutdown()
                 os._exit(0)
@@ -305,14 +336,23 @@ def _with_tail(message: Finished, tail: str) -> str:
     return encode(replace(message, outcome=replace(message.outcome, log_tail=tail)))
 
 
-def _own_address() -> str:
+def _hang_up(connection: socket.socket) -> None:
+    """Close both ways, also while a thread reads it, which keeps the descriptor open."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
+def _loopback() -> str:
+    """A name of this process's loopback interface: of its network namespace, on this boot of its host."""
     try:
-        return socket.gethostbyname(socket.gethostname())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/net')}"
     except OSError:
-        return "127.0.0.1"
+        return socket.gethostname()
 
 
-def _environment(run: str, cpus: float, hide_gpus: bool) -> Mapping[str, str]:
+def _environment(run: str, mark: str, cpus: float, hide_gpus: bool) -> Mapping[str, str]:
     threads = str(max(1, int(cpus)))
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -320,6 +360,7 @@ def _environment(run: str, cpus: float, hide_gpus: bool) -> Mapping[str, str]:
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     environment.setdefault("PYTHONUNBUFFERED", "1")
     environment[MARK] = run
+    environment[_SHELL_MARK] = mark
     home = str(Path(__file__).parents[2])  # where this very Tuner is imported from
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
     if hide_gpus:

@@ -5,7 +5,8 @@ waits for requests of its shell, forks, and reports exact exit codes and signals
 ends, everything that the child left behind is ended too: the zygote is the subreaper of its
 tree. When the shell dies, its end of the control socket closes, and the zygote ends all.
 
-Run as ``python -m tuner.dispatch.zygote FD [MODULE ...]``.
+Run as ``python -m tuner.dispatch.zygote FD FOLDER [MODULE ...]``: the control socket, the shell's
+folder, which goes with the shell, and modules to import once for all ranks.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import os
 import pickle
 import resource
 import select
+import shutil
 import signal
 import socket
 import struct
 import sys
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -59,10 +62,15 @@ def request(
 
 def main() -> None:
     """Serve one shell until it goes."""
+    if os.fork():
+        # Ray kills the children of its workers when it ends these: the zygote must not be one,
+        # or nobody is left to end what the rank had started.
+        os._exit(0)
     control = socket.socket(fileno=int(sys.argv[1]))
-    for name in ("torch", "optuna", "tuner.worker", *sys.argv[2:]):
+    for name in ("torch", "optuna", "tuner.worker", *sys.argv[3:]):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     become_subreaper()
@@ -75,29 +83,31 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     _tell(control, {"ready": os.getpid()})
     _serve(control, wake, wake_write)
+    _end_children()
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
 
 
 def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
     child = 0
     while True:
-        readable, _, _ = select.select([control, wake], [], [])
+        readable, _, _ = select.select([control.fileno(), wake], [], [])
         if wake in readable:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
             child = _reap(control, child)
-        if control in readable:
+        if control.fileno() in readable:
             received = _receive(control)
             if received is None:
-                _end_everything()
                 return
             assignment, place, descriptors = received
+            parent = os.getpid()
             child = os.fork()
             if child == 0:
                 signal.set_wakeup_fd(-1)
                 for descriptor in (wake, wake_write):
                     os.close(descriptor)
                 control.close()
-                _become_rank(assignment, place, descriptors)
+                _become_rank(parent, assignment, place, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             _tell(control, {"started": child})
@@ -122,12 +132,14 @@ def _receive(control: socket.socket) -> tuple[Assignment, Place, list[int]] | No
     return assignment, place, descriptors
 
 
-def _become_rank(assignment: Assignment, place: Place, descriptors: list[int]) -> None:
+def _become_rank(parent: int, assignment: Assignment, place: Place, descriptors: list[int]) -> None:
     """In the child: run the rank, and never return."""
     code = 1
     try:
         os.setsid()
         die_with_parent()
+        if os.getppid() != parent:  # it died before the kernel was told
+            os._exit(1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(descriptors[1], 1)
@@ -172,23 +184,22 @@ def _reap(control: socket.socket, child: int) -> int:
 
 def _end_children() -> None:
     """Kill every process below the zygote and wait for each: nothing of an attempt stays."""
-    while True:
-        below = psutil.Process().children(recursive=True)
-        for process in below:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        try:
-            while os.waitpid(-1, 0)[0]:
-                pass
-        except ChildProcessError:
-            return
-
-
-def _end_everything() -> None:
-    with contextlib.suppress(psutil.Error):
+    deadline = time.monotonic() + 20
+    while _has_children() and time.monotonic() < deadline:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        time.sleep(0.002)  # a killed one may just have started another: look again
+
+
+def _has_children() -> bool:
+    """Collect those that have ended; whether others are left. Orphans of a rank are among them."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _tell(control: socket.socket, message: dict[str, Any]) -> None:

@@ -1,0 +1,30 @@
+"""The entry of the dashboard: ``streamlit run`` starts it; it chooses the page."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import data
+
+PAGES = [
+    st.Page("pages/studies.py", title="Studies", url_path="studies", default=True),
+    st.Page("pages/study.py", title="Study", url_path="study"),
+]
+
+
+def main() -> None:
+    """Show the chosen page, or why there is none to show."""
+    st.set_page_config(page_title="Tuner", page_icon="🎛️", layout="wide")
+    page = st.navigation(PAGES, position="hidden")
+    trouble = data.problem()
+    if trouble is None:
+        page.run()
+        return
+    st.title("Tuner")
+    st.error("The database cannot be read.")
+    st.text(trouble)
+    st.caption("Start a study, which makes the database, or name another one with --storage:")
+    st.code("tuner run FILE.py --study NAME --trials 20", language="shell")
+
+
+main()

@@ -1,0 +1,77 @@
+"""Charts as Altair specifications: small data, no request to anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from dashboard.theme import STATES
+from storage.reads import BestPoint, CurvePoint
+
+__all__ = ["best_chart", "curve_chart"]
+
+_POINTS = 2000  # more cannot be seen, and cost the browser
+
+
+def best_chart(points: Sequence[BestPoint], direction: str) -> alt.LayerChart:
+    """The value of each complete trial, and the best up to it, by number."""
+    ordered = sorted(points, key=lambda point: point.number)
+    best: list[float] = []
+    better = min if direction == "minimize" else max
+    for point in ordered:
+        best.append(better(best[-1], point.value) if best else point.value)
+    frame = pd.DataFrame(
+        {
+            "trial": [point.number for point in ordered],
+            "value": [point.value for point in ordered],
+            "best": best,
+        }
+    )
+    frame = frame.iloc[:: max(1, math.ceil(len(frame) / _POINTS))]
+    x = alt.X("trial:Q", title="trial", axis=alt.Axis(tickMinStep=1, grid=False))
+    scale = alt.Scale(zero=False)
+    tips = [alt.Tooltip("trial:Q"), alt.Tooltip("value:Q", format=".5g"), alt.Tooltip("best:Q", format=".5g")]
+    dots = (
+        alt.Chart(frame)
+        .mark_circle(size=45, opacity=0.45, color=STATES["COMPLETE"][0])
+        .encode(x=x, y=alt.Y("value:Q", title="value", scale=scale), tooltip=tips)
+    )
+    line = (
+        alt.Chart(frame)
+        .mark_line(interpolate="step-after", strokeWidth=2.5, color=STATES["RUNNING"][0])
+        .encode(x=x, y=alt.Y("best:Q", title="value", scale=scale), tooltip=tips)
+    )
+    return alt.layer(dots, line).properties(height=260)
+
+
+def curve_chart(
+    curve: Sequence[CurvePoint], superseded: Sequence[tuple[int, int, float]], state: str
+) -> alt.LayerChart:
+    """A trial's reports by step; those of earlier attempts that were superseded are grey."""
+    rows = [{"step": step, "value": value, "series": "reports"} for step, value in curve]
+    rows += [
+        {"step": step, "value": value, "series": f"attempt {attempt}, superseded"}
+        for attempt, step, value in superseded
+    ]
+    frame = pd.DataFrame([row for row in rows if math.isfinite(float(row["value"]))])
+    if frame.empty:
+        frame = pd.DataFrame({"step": [], "value": [], "series": []})
+    names = list(dict.fromkeys(frame["series"]))
+    colours = [STATES[state][0] if name == "reports" else STATES["WAITING"][0] for name in names]
+    encoding = {
+        "x": alt.X("step:Q", axis=alt.Axis(tickMinStep=1, grid=False)),
+        "y": alt.Y("value:Q", scale=alt.Scale(zero=False)),
+        "color": alt.Color(
+            "series:N",
+            scale=alt.Scale(domain=names, range=colours),
+            legend=alt.Legend(orient="bottom", title=None) if len(names) > 1 else None,
+        ),
+        "tooltip": ["series:N", "step:Q", alt.Tooltip("value:Q", format=".5g")],
+    }
+    chart = alt.Chart(frame)
+    line = chart.mark_line(strokeWidth=2).encode(**encoding)
+    points = chart.mark_circle(size=40).encode(**encoding)
+    return alt.layer(line, points).properties(height=240)

@@ -1,0 +1,91 @@
+"""One colour for each state everywhere, always beside its text; how numbers and times are written."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["STATES", "ago", "badges", "dot", "duration", "escape", "number", "params_text", "value_text"]
+
+STATES: Mapping[str, tuple[str, str]] = {
+    "COMPLETE": ("#2e9e5b", "green"),
+    "PRUNED": ("#e08a1e", "orange"),
+    "FAIL": ("#d64545", "red"),
+    "RUNNING": ("#3b6fd4", "blue"),
+    "WAITING": ("#8a8f98", "gray"),
+}
+"""State name: colour in charts, and Streamlit's name of it in text."""
+
+
+def number(value: float | None) -> str:
+    """A number with five significant digits; a dash for none.
+
+    Example:
+        >>> number(0.123456789)
+        '0.12346'
+    """
+    if value is None:
+        return "-"
+    if math.isnan(value):
+        return "nan"
+    return f"{value:.5g}"
+
+
+def value_text(value: Any) -> str:
+    """A parameter or attribute for a person."""
+    if isinstance(value, float):
+        return number(value)
+    return str(value)
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Parameters in one line."""
+    return ", ".join(f"{name}={value_text(value)}" for name, value in params.items())
+
+
+def ago(moment: dt.datetime | None, now: dt.datetime | None = None) -> str:
+    """A naive UTC time as the time since, such as ``3 min ago``."""
+    if moment is None:
+        return "-"
+    now = now or dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    seconds = max(0.0, (now - moment).total_seconds())
+    if seconds < 10:
+        return "just now"
+    return f"{duration(seconds)} ago"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as one or two units, such as ``2 min`` or ``3.1 s``."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} d"
+
+
+def escape(text: str) -> str:
+    """Text that Streamlit's Markdown shows as it is: no mark-up, link, formula or icon of a name."""
+    return "".join(
+        f"\\{char}" if char in "\\`*_{}[]()<>#+-.!|~$:&^=" else char for char in text.replace("\n", " ")
+    )
+
+
+def dot(state: str) -> str:
+    """A state in Markdown: a coloured badge with its text."""
+    return f":{STATES.get(state, ('', 'gray'))[1]}-badge[{escape(state.lower())}]"
+
+
+def badges(states: Mapping[str, int]) -> str:
+    """The counts of states in Markdown, those that are there."""
+    shown = [
+        f":{colour}-badge[{states[name]} {name.lower()}]"
+        for name, (_, colour) in STATES.items()
+        if states.get(name)
+    ]
+    return " ".join(shown) or ":gray-badge[no trials]"

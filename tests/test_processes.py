@@ -1,0 +1,147 @@
+"""Processes of a run are found by their mark and ended with their trees, also after a killed driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tuner.dispatch.reaper import Reaper
+from tuner.processes import MARK, kill_tree, marked, sweep
+
+# Starts a child that leaves its session, says so, and waits for ever.
+PARENT = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"],
+                 start_new_session=True)
+time.sleep(600)
+"""
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+def run() -> Iterator[str]:
+    mark = f"test-{uuid.uuid4().hex[:8]}"
+    yield mark
+    sweep(mark)
+
+
+def start(run: str) -> subprocess.Popen[str]:
+    """A marked process with a child in another session."""
+    environment = {**os.environ, MARK: run}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_a_sweep_ends_every_process_with_the_mark_and_no_other(run: str) -> None:
+    ours, other = start(run), start(f"{run}-other")
+    assert len(marked(run)) == 2
+    assert sweep(run) == 2
+    assert ours.wait(timeout=10) == -signal.SIGKILL
+    assert marked(run) == []
+    assert len(marked(f"{run}-other")) == 2
+    sweep(f"{run}-other")
+    other.wait(timeout=10)
+
+
+def test_a_sweep_spares_what_it_is_told_to(run: str) -> None:
+    process = start(run)
+    assert sweep(run, spare=[process.pid]) == 1
+    assert process.poll() is None
+    assert sweep(run) == 1
+    process.wait(timeout=10)
+
+
+def test_a_tree_is_killed_although_its_root_is_stopped(run: str) -> None:
+    process = start(run)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGSTOP)
+    kill_tree(process.pid)
+    assert process.wait(timeout=10) == -signal.SIGKILL
+    assert psutil.wait_procs(below, timeout=10)[1] == []
+
+
+def test_killing_a_tree_that_is_gone_does_nothing() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait(timeout=20)
+    kill_tree(process.pid)
+
+
+DRIVER = """
+import sys, time
+from tuner.dispatch.reaper import Reaper
+reaper = Reaper(sys.argv[1])
+reaper.remove(sys.argv[2])
+print(reaper.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_reaper_of_a_killed_driver_ends_its_processes_and_removes_its_folders(
+    run: str, tmp_path: Path
+) -> None:
+    named, other = tmp_path / "session_1_7", tmp_path / "session_1_8"
+    log = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
+    for folder in (named, other):
+        folder.mkdir()
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, run, str(tmp_path / "session_*_7")], stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    reaper = psutil.Process(int(driver.stdout.readline()))
+    process = start(run)
+    driver.kill()
+    driver.wait(timeout=10)
+    assert process.wait(timeout=10) == -signal.SIGKILL
+    reaper.wait(timeout=10)
+    assert marked(run) == []
+    assert not named.exists()
+    assert not log.exists()
+    assert other.exists()
+
+
+def test_the_reaper_survives_signals_of_a_terminal_and_leaves_when_it_is_dismissed(run: str) -> None:
+    reaper = Reaper(run)
+    process = start(run)
+    status = Path(f"/proc/{reaper.pid}/status")
+    ignored = 1 << signal.SIGINT - 1 | 1 << signal.SIGTERM - 1
+
+    def ignores() -> bool:
+        line = next(line for line in status.read_text().splitlines() if line.startswith("SigIgn"))
+        return int(line.split()[1], 16) & ignored == ignored
+
+    assert until(ignores)
+    os.kill(reaper.pid, signal.SIGINT)
+    os.kill(reaper.pid, signal.SIGTERM)
+    reaper.dismiss()
+    assert not psutil.pid_exists(reaper.pid)
+    assert process.poll() is None, "a dismissed reaper kills nothing"
+    sweep(run)
+    process.wait(timeout=10)
+
+
+def test_the_reaper_imports_neither_ray_nor_torch() -> None:
+    code = "import sys, tuner.dispatch.reaper; print({'ray', 'torch', 'optuna'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

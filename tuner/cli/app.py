@@ -1,0 +1,117 @@
+"""The command group, and the one door through which errors reach the terminal.
+
+Exit codes: 0 done; 1 ended without reaching what was asked; 2 bad use or configuration; 3 the
+study is held by a live driver; 130 interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tuner import __version__
+from tuner.errors import TunerError
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "run": "run",
+    "resume": "run",
+    "status": "studies",
+    "studies": "studies",
+    "trials": "trials",
+    "show": "trials",
+    "best": "best",
+    "stop": "stop",
+    "dashboard": "dashboard",
+    "doctor": "doctor",
+}
+"""Command, and the module of this package that holds it; in the order of ``tuner --help``."""
+
+
+class _Commands(click.Group):
+    """Imports a command's module when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"tuner.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="tuner")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Optuna studies on a Ray cluster: distributed trials, safe pruning, retries, nothing lost.
+
+    \b
+    Examples:
+      tuner run train.py --study digits --trials 100 --direction maximize
+      tuner status digits --watch
+      tuner best digits --format yaml
+
+    The database is --storage, else $TUNER_STORAGE, else sqlite:///tuner.db in the current folder.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; an error is one line on standard error.
+
+    Args:
+        arguments: without the program's name; default ``sys.argv[1:]``.
+    """
+    try:
+        code = cli.main(args=arguments, prog_name="tuner", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        where = getattr(getattr(error, "ctx", None), "command_path", "tuner")
+        return _fail(f"{error.format_message().rstrip('.')}; see '{where} --help'", 2)
+    except TunerError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """Storage's own errors, and what nobody foresaw: one line too, unless $TUNER_DEBUG is set."""
+    import storage
+
+    if isinstance(error, storage.StorageError):
+        return _fail(str(error), 2)
+    if os.environ.get("TUNER_DEBUG"):
+        raise error
+    return _fail(
+        f"{type(error).__name__}: {error or 'no message'}; "
+        "this was not foreseen: set TUNER_DEBUG=1 to see where, and report it",
+        1,
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    """One line on standard error; what follows the first line, such as a traceback, comes after it."""
+    first, _, rest = message.strip().partition("\n")
+    click.echo(f"error: {' '.join(first.split())}", err=True)
+    if rest:
+        click.echo(rest, err=True)
+    return code

@@ -1,0 +1,229 @@
+"""Options that several commands share, and their values as ``tuner.optimize`` takes them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from tuner.errors import BadInput
+from tuner.resources import Resources
+from tuner.retry import Retry
+
+__all__ = [
+    "bytes_of",
+    "checked_directions",
+    "json_option",
+    "params_of",
+    "setting_options",
+    "settings_of",
+    "storage_option",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+storage_option = click.option(
+    "--storage", metavar="URL", help="Database. Default: $TUNER_STORAGE, else sqlite:///tuner.db."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; times are UTC.")
+
+_RESOURCES = ("ranks", "cpus", "gpus", "memory", "custom")
+_RETRY = ("max_failures", "retry_on", "backoff", "max_preemptions", "stop_after")
+_PLAIN = (
+    "timeout",
+    "max_concurrent",
+    "trial_timeout",
+    "stall_timeout",
+    "checkpoints",
+    "address",
+    "executor",
+    "isolation",
+)
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+_SETTINGS = (
+    click.option("--trials", type=int, metavar="N", help="Finished trials of the study as a whole."),
+    click.option("--timeout", type=float, metavar="S", help="Seconds; then nothing new starts."),
+    click.option("--ranks", type=int, metavar="N", help="Processes of one trial.  [default: 1]"),
+    click.option("--cpus", type=float, metavar="X", help="CPU cores per rank.  [default: 1]"),
+    click.option(
+        "--gpus",
+        type=float,
+        metavar="X",
+        help="GPUs per rank.  [default: 1 if the cluster has GPUs; 0 hides them]",
+    ),
+    click.option("--memory", metavar="SIZE", help="Memory per rank that Ray reserves, such as 4GiB."),
+    click.option("--custom", multiple=True, metavar="NAME=X", help="Ray custom resource per rank."),
+    click.option(
+        "--max-concurrent", type=int, metavar="N", help="Trials at once.  [default: what the cluster holds]"
+    ),
+    click.option("--max-failures", type=int, metavar="N", help="Retries of a failed trial.  [default: 3]"),
+    click.option(
+        "--retry-on", multiple=True, metavar="NAME", help="Exception of the objective to retry after."
+    ),
+    click.option("--backoff", type=float, metavar="S", help="Seconds before the first retry.  [default: 1]"),
+    click.option(
+        "--max-preemptions",
+        type=int,
+        metavar="N",
+        help="Restarts that are not the trial's fault.  [default: 100]",
+    ),
+    click.option(
+        "--stop-after",
+        type=int,
+        metavar="N",
+        help="Identical failures in a row that stop the study; 0: never.  [default: 5]",
+    ),
+    click.option("--trial-timeout", type=float, metavar="S", help="Seconds that an attempt may take."),
+    click.option("--stall-timeout", type=float, metavar="S", help="Seconds without a report."),
+    click.option(
+        "--checkpoints", metavar="PATH", help="Folder or fsspec URI.  [default: beside a SQLite file]"
+    ),
+    click.option(
+        "--address", metavar="RAY", help="Ray cluster, or 'auto'.  [default: $RAY_ADDRESS, else a local one]"
+    ),
+    click.option(
+        "--executor", metavar="ray|inline", help="inline: in this process, for debugging.  [default: ray]"
+    ),
+    click.option(
+        "--isolation",
+        metavar="attempt|shared",
+        help="A fresh process for each attempt, or not.  [default: attempt]",
+    ),
+    click.option(
+        "--env", multiple=True, metavar="NAME", help="Environment variable that workers get, such as AWS_*."
+    ),
+    click.option("--progress/--no-progress", default=None, help="Live view.  [default: at a terminal]"),
+)
+
+
+def setting_options(command: _F) -> _F:
+    """Decorator: the options of ``run`` and ``resume`` that :func:`settings_of` reads."""
+    for option in reversed(_SETTINGS):
+        command = option(command)
+    return command
+
+
+def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Keywords of ``tuner.optimize`` for what was given; what was left out is not in it.
+
+    Args:
+        stored: settings of the store, from which a part of the resources or of the retry policy
+            that was not given is taken.
+
+    Raises:
+        BadInput: a value cannot be used.
+    """
+    before = stored or {}
+    chosen = {name: given[name] for name in _PLAIN if given.get(name) is not None}
+    if given.get("trials") is not None:
+        chosen["n_trials"] = given["trials"]
+    if given.get("env"):
+        chosen["env"] = tuple(given["env"])
+    resources = {name: given[name] for name in _RESOURCES if given.get(name) not in (None, ())}
+    if "memory" in resources:
+        resources["memory"] = bytes_of(resources["memory"])
+    if "custom" in resources:
+        resources["custom"] = _amounts(resources["custom"])
+    if resources:
+        chosen["resources"] = Resources(**{**before.get("resources", {}), **resources})
+    retry = {name: given[name] for name in _RETRY if given.get(name) not in (None, ())}
+    if retry:
+        chosen["retry"] = Retry(**{**before.get("retry", {}), **retry})
+    return chosen
+
+
+def checked_directions(given: Sequence[str]) -> tuple[str, ...]:
+    """The values of ``--direction``; ``minimize`` where none was given.
+
+    Raises:
+        BadInput: names the one that is neither ``minimize`` nor ``maximize``.
+    """
+    for way in given:
+        if way not in ("minimize", "maximize"):
+            raise BadInput(f"--direction {way!r}: choose 'minimize' or 'maximize'")
+    return tuple(given) or ("minimize",)
+
+
+def bytes_of(text: str) -> int:
+    """A size as text in bytes.
+
+    Example:
+        >>> bytes_of("4GiB"), bytes_of("500 MB"), bytes_of("64")
+        (4294967296, 500000000, 64)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    if found is None:
+        raise BadInput(f"--memory {text!r}: give bytes, or a size such as 4GiB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def params_of(texts: Iterable[str]) -> dict[str, Any]:
+    """Parameters from ``name=value,name=value``; a value that is no Python literal is text.
+
+    Raises:
+        BadInput: a part has no ``=``, or a name comes twice.
+
+    Example:
+        >>> params_of(["lr=0.1,layers=[64, 32]", "optimizer=adam"])
+        {'lr': 0.1, 'layers': [64, 32], 'optimizer': 'adam'}
+    """
+    params: dict[str, Any] = {}
+    for part in (part for text in texts for part in _split(text)):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name:
+            raise BadInput(f"--params {part.strip()!r}: write NAME=VALUE, such as lr=0.1,width=64")
+        if name in params:
+            raise BadInput(f"--params: {name!r} is given twice")
+        params[name] = _literal(value)
+    return params
+
+
+def _split(text: str) -> Sequence[str]:
+    """At commas outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for sign in text:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        elif sign in "([{":
+            depth += 1
+        elif sign in ")]}":
+            depth -= 1
+        elif sign == "," and depth <= 0:
+            parts.append("")
+            continue
+        parts[-1] += sign
+    return [part for part in parts if part.strip()]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _amounts(texts: Iterable[str]) -> dict[str, float]:
+    amounts = {}
+    for text in texts:
+        name, _, amount = text.partition("=")
+        try:
+            amounts[name.strip()] = float(amount)
+        except ValueError:
+            raise BadInput(f"--custom {text!r}: write NAME=AMOUNT, such as fast_disk=1") from None
+    return amounts

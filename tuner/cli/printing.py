@@ -1,0 +1,92 @@
+"""Tables for people and JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+__all__ = ["ago", "as_plain", "moment", "print_fields", "print_json", "print_table", "values_text"]
+
+
+def as_plain(value: Any) -> Any:
+    """What JSON can hold: dataclasses as objects, times as ISO in UTC, nan and inf as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: as_plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [as_plain(inner) for inner in value]
+    if isinstance(value, dt.datetime):
+        return value.replace(tzinfo=dt.UTC).isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(as_plain(value), indent=indent, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print a table; on a terminal it fits the width, in a pipe nothing is cut.
+
+    Args:
+        right: columns that are set to the right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(
+            name, justify="right" if name in right else "left", no_wrap=True, overflow="ellipsis"
+        )
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        widths = [max(len(cell) for cell in column) + 2 for column in zip(columns, *rows, strict=True)]
+        console.width = max(80, sum(widths))
+    console.print(table)
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """Print name and value, one a line; what is empty is left out."""
+    shown = {name: value for name, value in fields.items() if value}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+
+
+def values_text(values: Sequence[float]) -> str:
+    """The values of a trial; ``-`` for none."""
+    from tuner.progress import number_text
+
+    return ", ".join(map(number_text, values)) or "-"
+
+
+def moment(stored: dt.datetime | None) -> str:
+    """A stored UTC time as local time; ``-`` for none."""
+    if stored is None:
+        return "-"
+    return stored.replace(tzinfo=dt.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def ago(stored: dt.datetime | None) -> str:
+    """How long ago a stored UTC time was, such as ``5 min ago``."""
+    if stored is None:
+        return "never"
+    seconds = (dt.datetime.now(dt.UTC) - stored.replace(tzinfo=dt.UTC)).total_seconds()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{max(0.0, seconds):.0f} s ago"

@@ -1,0 +1,265 @@
+"""``tuner run`` and ``tuner resume``: drive a study from the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli.options import checked_directions, setting_options, settings_of, storage_option
+from tuner.cli.source import existing, known_study, reading, suffix
+from tuner.errors import BadInput, TunerError
+
+if TYPE_CHECKING:
+    from tuner.snapshot import Progress
+
+__all__ = ["resume", "run"]
+
+
+@click.command(short_help="Tune an objective, or run one trial of it here.")
+@click.argument("target", metavar="FILE.py[:NAME]")
+@click.option("--study", metavar="NAME", help="Name of the study; it is created.")
+@storage_option
+@click.option(
+    "--direction",
+    multiple=True,
+    metavar="minimize|maximize",
+    help="Once for each objective.  [default: minimize]",
+)
+@click.option(
+    "--sampler", metavar="NAME", help="Such as tpe, random, 'tpe(n_startup_trials=20)'.  [default: tpe]"
+)
+@click.option("--pruner", metavar="NAME", help="Such as median, hyperband, none.  [default: median]")
+@click.option("--seed", type=int, metavar="N", help="Of the study.  [default: drawn once and kept]")
+@click.option("--load-if-exists", is_flag=True, help="Go on with the study if it is there already.")
+@setting_options
+@click.option(
+    "--params",
+    multiple=True,
+    metavar="NAME=VALUE,...|@STUDY:best",
+    help="Run one trial here with these; nothing is stored.",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would run, write nothing.")
+@click.pass_context
+def run(ctx: click.Context, /, target: str, study: str | None, storage: str | None, **given: Any) -> None:
+    """Tune the objective NAME of FILE.py (default: objective), or of package.module:NAME.
+
+    \b
+    Examples:
+      tuner run train.py --study digits --trials 100 --direction maximize
+      tuner run train.py:fit --study big --trials 200 --ranks 2 --gpus 1 --pruner hyperband
+      tuner run train.py --study digits --trials 100 --dry-run
+
+    With --params it runs one trial in this process and stores nothing: for debugging, and for a
+    final training. @STUDY:best takes the best trial's parameters, @STUDY:17 those of trial 17.
+
+    \b
+      tuner run train.py --params lr=0.1,width=64
+      tuner run train.py --params @digits:best --checkpoints final/
+    """
+    _import_from_here(target)
+    if given["params"]:
+        from tuner.cli.single import run_one
+
+        _refuse_with_params(study, given)
+        ctx.exit(run_one(target, storage, given))
+    if study is None:
+        raise click.UsageError("--study NAME is missing (or --params, for one trial that is not stored)", ctx)
+    settings = settings_of(given)
+    if "n_trials" not in settings and "timeout" not in settings:
+        raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
+    _check(target, settings)
+    if given["dry_run"]:
+        from tuner.cli.plan import print_plan
+
+        print_plan(target, study, storage, given, settings)
+        return
+    from tuner import create_study, optimize
+
+    file = _sqlite_file(storage)
+    is_new_file = file is not None and not file.exists()
+    before = existing(study, storage, given["load_if_exists"])
+    created = create_study(
+        study,
+        storage=storage,
+        directions=checked_directions(given["direction"]),
+        sampler=given["sampler"],
+        pruner=given["pruner"],
+        seed=given["seed"],
+        load_if_exists=given["load_if_exists"],
+    )
+    with _driving(ctx, study, storage, given["progress"]) as display:
+        try:
+            optimize(created, target, progress=display, **settings)
+        except TunerError:
+            if before is None:
+                _forget_unused(study, storage, file if is_new_file else None)
+            raise
+
+
+@click.command(short_help="Go on with a study.")
+@click.argument("name")
+@storage_option
+@click.option("--objective", metavar="FILE.py:NAME", help="Instead of the stored one.")
+@click.option("--sampler", metavar="NAME", help="Instead of the stored one.")
+@click.option("--pruner", metavar="NAME", help="Instead of the stored one.")
+@setting_options
+@click.pass_context
+def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) -> None:
+    """Go on with the study NAME: unfinished trials from their checkpoints, then new ones.
+
+    Settings come from the database; what is given here replaces them.
+
+    \b
+    Examples:
+      tuner resume digits
+      tuner resume digits --trials 200 --max-concurrent 2
+    """
+    import tuner
+    from tuner.settings import Settings
+
+    with reading(storage) as database:
+        stored = known_study(database, name).settings
+    changes = settings_of(given, stored)
+    if stored:
+        Settings.from_mapping({**stored, **{key: value for key, value in changes.items() if key in _SCALARS}})
+    objective = given["objective"]
+    _import_from_here(objective or "")
+    with _driving(ctx, name, storage, given["progress"]) as display:
+        tuner.resume(
+            name,
+            storage=storage,
+            objective=objective,
+            sampler=given["sampler"],
+            pruner=given["pruner"],
+            progress=display,
+            **changes,
+        )
+
+
+_COMMANDED = ("stopped by command", "stopped by 'tuner stop'")
+_SCALARS = (
+    "n_trials",
+    "timeout",
+    "max_concurrent",
+    "trial_timeout",
+    "stall_timeout",
+    "executor",
+    "isolation",
+    "env",
+)
+
+
+@contextmanager
+def _driving(
+    ctx: click.Context, name: str, storage: str | None, progress: bool | None
+) -> Iterator[Progress | bool]:
+    """The display for the length of a run, and what is said after it."""
+    display: Progress | None = None
+    if progress or (progress is None and sys.stderr.isatty()):
+        from tuner.progress import TerminalProgress
+
+        display = TerminalProgress()
+    try:
+        yield display if display is not None else False
+    except KeyboardInterrupt:
+        if display is not None:
+            display.close(None, "")
+        click.echo(f"interrupted; go on with 'tuner resume {name}{suffix(storage)}'", err=True)
+        ctx.exit(130)
+    finally:
+        if display is not None:
+            display.close(None, "")
+    _conclude(ctx, name, storage)
+
+
+def _conclude(ctx: click.Context, name: str, storage: str | None) -> None:
+    """Say what came out; exit 1 where the run did not reach what was asked."""
+    from tuner.progress import number_text, params_text
+
+    with reading(storage) as database:
+        study = known_study(database, name)
+    states = study.states
+    named = {"FAIL": "failed", "RUNNING": "unfinished"}
+    counts = ", ".join(f"{states[state]} {named.get(state, state.lower())}" for state in sorted(states))
+    click.echo(f"{name}: {counts or 'no trials'}; {study.stop_reason or 'ended'}")
+    if study.best is not None:
+        best = (
+            f"best {number_text(study.best)} of trial {study.best_number}: {params_text(study.best_params)}"
+        )
+        click.echo(best)
+    click.echo(f"look further: tuner best {name}{suffix(storage)}, tuner dashboard{suffix(storage)}")
+    reason = study.stop_reason or ""
+    if reason.startswith(_COMMANDED):
+        raise _unreached(f"study {name!r} was {reason}; 'tuner resume {name}' goes on")
+    if not states.get("COMPLETE") and not states.get("PRUNED"):
+        raise _unreached(f"no trial of study {name!r} completed; 'tuner trials {name}' says why")
+
+
+def _unreached(text: str) -> TunerError:
+    from tuner.errors import StudyStopped
+
+    return StudyStopped(text)
+
+
+def _check(target: str, settings: dict[str, Any]) -> None:
+    """Refuse a bad objective or setting before anything is written."""
+    from tuner import objective
+    from tuner.settings import Settings
+
+    Settings(**settings)
+    objective.refer(target)
+
+
+def _import_from_here(target: str) -> None:
+    """A module of the current folder can be named, as with ``python -m``."""
+    from tuner.shadow import check_folder
+
+    if target and not target.partition(":")[0].endswith(".py") and os.getcwd() not in sys.path:
+        check_folder(Path.cwd())
+        sys.path.insert(0, os.getcwd())
+
+
+def _forget_unused(name: str, storage: str | None, file: Path | None) -> None:
+    """Take back a study that this command created and for which nothing could be started.
+
+    Args:
+        file: of the SQLite database, where this command created that too.
+    """
+    from storage import studies
+
+    with reading(storage) as database:
+        if known_study(database, name).states:
+            return
+        studies.delete(database, name)
+        database.dispose()
+    if file is not None:
+        for ending in ("", "-wal", "-shm"):
+            Path(f"{file}{ending}").unlink(missing_ok=True)
+
+
+def _sqlite_file(storage: str | None) -> Path | None:
+    from storage.database import normalise_url
+    from tuner import store
+
+    with store.errors():
+        url = normalise_url(storage or store.default_url())
+    return Path(str(url.database)).absolute() if url.get_backend_name() == "sqlite" else None
+
+
+def _refuse_with_params(study: str | None, given: dict[str, Any]) -> None:
+    wrong = {
+        "--study": study,
+        "--trials": given["trials"],
+        "--max-concurrent": given["max_concurrent"],
+        "--address": given["address"],
+        "--dry-run": given["dry_run"],
+    }
+    for option, value in wrong.items():
+        if value:
+            raise BadInput(f"--params runs one trial in this process and stores nothing; leave {option} out")

@@ -1,0 +1,62 @@
+"""Whether, and how often, what one trial asks for fits on a cluster: pure functions.
+
+``nodes`` are the resources of each node, as Ray counts them: ``{"CPU": 8, "GPU": 2, ...}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+__all__ = ["described", "fitting", "shortage"]
+
+Nodes = Sequence[Mapping[str, float]]
+
+_UNITS = {"CPU": "CPUs", "GPU": "GPUs", "memory": "bytes of memory"}
+_ASK_LESS = {
+    "CPU": "ask for fewer ranks or cpus, or add nodes",
+    "GPU": "ask for fewer ranks or gpus (a fraction shares a device, 0 hides them), or add nodes",
+}
+
+
+def fitting(nodes: Nodes, bundle: Mapping[str, float]) -> int:
+    """How many bundles the nodes hold when they are empty.
+
+    Example:
+        >>> fitting([{"CPU": 4}, {"CPU": 3}], {"CPU": 2})
+        3
+    """
+    if not bundle:
+        return 1000  # a rank that asks for nothing: some bound is needed
+    return sum(
+        min(int((node.get(name, 0) + 1e-9) / amount) for name, amount in bundle.items()) for node in nodes
+    )
+
+
+def described(nodes: Nodes) -> str:
+    """The cluster in a few words, such as ``2 nodes, 16 CPUs, 4 GPUs``."""
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    text = f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}, {cpus:g} CPUs"
+    return f"{text}, {gpus:g} GPU{'s' if gpus != 1 else ''}" if gpus else text
+
+
+def shortage(nodes: Nodes, bundle: Mapping[str, float], ranks: int) -> str:
+    """What is missing for ``ranks`` bundles that do not fit, in one line."""
+    for name, amount in bundle.items():
+        total = sum(node.get(name, 0) for node in nodes)
+        if amount * ranks > total:
+            return (
+                f"one trial needs {amount * ranks:g} {_UNITS.get(name, name)} (ranks={ranks} of {amount:g}), "
+                f"the cluster has {total:g} ({described(nodes)}); {_ASK_LESS.get(name, 'ask for less')}"
+            )
+    for name, amount in bundle.items():
+        most = max((node.get(name, 0) for node in nodes), default=0)
+        if amount > most:
+            return (
+                f"one rank needs {amount:g} {_UNITS.get(name, name)}, the largest node of the cluster has "
+                f"{most:g} ({described(nodes)}); {_ASK_LESS.get(name, 'ask for less')}"
+            )
+    wanted = ", ".join(f"{amount:g} {_UNITS.get(name, name)}" for name, amount in bundle.items())
+    return (
+        f"one trial needs {ranks} times ({wanted}), each on one node, and the cluster's nodes hold "
+        f"{fitting(nodes, bundle)} of them ({described(nodes)}); ask for less, or add nodes"
+    )

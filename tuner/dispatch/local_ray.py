@@ -1,0 +1,96 @@
+"""A Ray of our own on this machine, of which nothing stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+
+from tuner.dispatch.reaper import Reaper
+from tuner.errors import ClusterUnavailable
+from tuner.processes import MARK, sweep
+
+__all__ = ["LocalRay", "quietly"]
+
+_SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hide the GPUs from actors that asked for none
+    "RAY_memory_monitor_refresh_ms": "0",  # it may end innocent actors with the hog
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+
+
+class LocalRay:
+    """Started for one run, and ended with it; a reaper ends it when this process is killed.
+
+    Args:
+        run: mark that all its processes carry in their environment.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._reaper = Reaper(run)
+        base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 (Ray's choice)
+        self._session = f"{base}/ray/session_*_{os.getpid()}"
+        self._reaper.remove(self._session)  # as a pattern: we may be killed before Ray tells its name
+
+    def start(self) -> None:
+        """Start it and connect.
+
+        Raises:
+            ClusterUnavailable: it does not come up.
+        """
+        try:
+            with _environment({**_SETTINGS, MARK: self._run}), quietly():
+                context: Any = ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ClusterUnavailable(
+                f"a local Ray could not be started: {line}; 'tuner doctor' looks for the cause"
+            ) from error
+        self._session = str(context.address_info["session_dir"])
+        self._reaper.remove(self._session)
+
+    def stop(self) -> None:
+        """End every process of it, and remove its files."""
+        with quietly():
+            ray.shutdown()
+        sweep(self._run, spare=[self._reaper.pid])
+        if self._session and "*" not in self._session:
+            shutil.rmtree(self._session, ignore_errors=True)
+        self._reaper.dismiss()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warnings of Ray's own start and end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
