@@ -480,3 +480,17 @@ def test_provenance_is_kept_with_each_attempt(sqlite_url: str) -> None:
     assert found["packages"]["optuna"] == optuna.__version__
     assert found["study_seed"] == 1
     assert {"git", "objective_digest", "arguments", "host", "seed"} <= set(found)
+
+
+def test_a_script_that_starts_its_study_when_it_is_imported_is_refused(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import optuna, tuner\n"
+        "def objective(trial):\n    return 1.0\n"
+        f"study = optuna.create_study(study_name='inner', storage={sqlite_url!r}, load_if_exists=True)\n"
+        "tuner.optimize(study, objective, n_trials=1, executor='inline')\n"
+    )
+    with pytest.raises(tuner.BadObjective, match=r"unguarded.py starts a study when it is imported"):
+        run(make(sqlite_url), f"{script}:objective", 1)  # type: ignore[arg-type]

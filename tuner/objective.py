@@ -31,7 +31,25 @@ from tuner.assignment import ObjectiveRef
 from tuner.errors import BadObjective
 from tuner.shadow import OWN_PACKAGES, check_folder
 
-__all__ = ["describe", "from_json", "imports", "load", "refer", "to_json"]
+__all__ = ["describe", "from_json", "imports", "load", "refer", "refuse_while_importing", "to_json"]
+
+
+_importing: list[str] = []  # files or modules that are being imported for their objective
+
+
+def refuse_while_importing() -> None:
+    """Refuse to start a study from a script that is only imported for its objective, or from a rank.
+
+    Raises:
+        BadObjective: names the script.
+    """
+    if _importing:
+        raise BadObjective(
+            f"{_importing[-1]} starts a study when it is imported; put that below "
+            "'if __name__ == \"__main__\":'"
+        )
+    if "TUNER_TRIAL" in os.environ:
+        raise BadObjective("an objective cannot start a study of its own: it runs on a worker")
 
 
 def refer(objective: Callable[..., Any] | str) -> ObjectiveRef:
@@ -266,6 +284,7 @@ def _import(name: str, file: str) -> ModuleType:
     known = sys.modules.get(name)
     if known is not None and (not file or _same(getattr(known, "__file__", None), file)):
         return known
+    _importing.append(file or name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
@@ -285,6 +304,8 @@ def _import(name: str, file: str) -> ModuleType:
                 f"there is no module {name!r}; write FILE.py:NAME or package.module:NAME"
             ) from None
         raise BadObjective(f"{_at(error, file or name)}: {_one_line(error)}") from error
+    finally:
+        _importing.pop()
 
 
 def _import_file(name: str, file: str) -> ModuleType:

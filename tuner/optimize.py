@@ -98,6 +98,7 @@ def optimize(
         >>> tuner.optimize(study, objective, n_trials=100)  # doctest: +SKIP
     """
     del catch, gc_after_trial
+    objectives.refuse_while_importing()
     if alerts:
         raise BadInput(f"alerts={list(alerts)!r}: webhooks are not available in this version; leave it empty")
     if n_jobs is not None and n_jobs != -1 and max_concurrent is None:
