@@ -107,12 +107,14 @@ def show(console: Console, study: optuna.Study) -> None:
 
 def best_trials(trials: Sequence[FrozenTrial]) -> Table:
     """The table of these trials."""
-    table = Table(title="Best trials", title_style="bold", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title="Best trials", title_style="bold", title_justify="left", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
     table.add_column("trial", justify="right")
     table.add_column("accuracy", justify="right", style="green")
     for name in ("lr", "batch", "width", "depth", "dropout"):
         table.add_column(name, justify="right")
-    table.add_column("optimizer")
+    table.add_column("optimizer", no_wrap=True)
     for trial in trials:
         params = trial.params
         table.add_row(

@@ -59,6 +59,15 @@ def dress(axes: Axes, title: str, label: str) -> None:
     axes.tick_params(colors=INK, color=QUIET, labelsize=9)
     axes.grid(axis="y", color=QUIET, linewidth=0.6, alpha=0.7)
     axes.set_axisbelow(True)
+    axes.legend(
+        loc="lower right",  # of the legend, whose corner is put beside the title
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=4,
+        columnspacing=1.2,
+        fontsize=9,
+        labelcolor=INK,
+        frameon=False,
+    )
 
 
 def draw_history(axes: Axes, trials: Sequence[FrozenTrial], best: FrozenTrial) -> None:
@@ -85,7 +94,6 @@ def draw_history(axes: Axes, trials: Sequence[FrozenTrial], best: FrozenTrial) -
         weight="bold",
         fontsize=9.5,
     )
-    axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
 
 
 def draw_curves(axes: Axes, trials: Sequence[FrozenTrial], best: FrozenTrial) -> None:
@@ -101,7 +109,6 @@ def draw_curves(axes: Axes, trials: Sequence[FrozenTrial], best: FrozenTrial) ->
     axes.plot(*curve_of(best), color=BEST, linewidth=2.2, label=f"trial {best.number}, the best")
     axes.plot([], [], color=COMPLETE, label="complete")
     axes.plot([], [], "o-", color=PRUNED, markersize=4, label="pruned")
-    axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
 
 
 def curve_of(trial: FrozenTrial) -> tuple[list[int], list[float]]:

@@ -28,7 +28,7 @@ from tuner.outcome import Outcome, Reason
 from tuner.processes import is_gone, marked
 from tuner.resources import Resources
 
-RUN = "ray-tests"
+RUN = f"ray-tests-{os.getpid()}"
 
 OBJECTIVES = """
 import os, sys, subprocess, time
@@ -379,7 +379,7 @@ def until_nothing_is_left(run: str, session: Path | None = None, bound: float = 
 
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "closed"])
 def test_nothing_is_left_of_a_local_ray(file: Path, tmp_path: Path, killed: bool) -> None:
-    run = f"{RUN}-{os.getpid()}-{killed}"
+    run = f"{RUN}-{killed}"
     with driver_of(file, tmp_path, run) as (driver, session):
         assert session.name.startswith("session_")
         assert {"raylet", "gcs_server"} <= {psutil.Process(pid).name() for pid in marked(run)}
@@ -395,7 +395,7 @@ def test_nothing_is_left_of_a_local_ray(file: Path, tmp_path: Path, killed: bool
 def test_nothing_of_a_killed_driver_is_left_on_a_standing_cluster(
     cluster: str, file: Path, tmp_path: Path
 ) -> None:
-    run = f"{RUN}-{os.getpid()}-standing"
+    run = f"{RUN}-standing"
     with driver_of(file, tmp_path, run, RAY_ADDRESS=cluster) as (driver, _):
         assert len(marked(run)) >= 3  # zygote, rank and its helper
         driver.kill()

@@ -23,7 +23,7 @@ from tuner.outcome import Outcome, Reason
 from tuner.processes import is_gone, marked
 from tuner.resources import Resources
 
-RUN = "zygote-tests"
+RUN = f"zygote-tests-{os.getpid()}"
 
 OBJECTIVES = """
 import ctypes, os, signal, subprocess, sys, threading, time

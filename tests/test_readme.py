@@ -1,0 +1,104 @@
+"""The README tells the truth: its commands run, its programs work, its tree is the tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import tuner
+
+HOME = Path(__file__).parent.parent
+README = (HOME / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.removeprefix("$ ").partition("  # ")[0].strip()
+    for language, body in BLOCKS
+    if language == "console"
+    for line in body.splitlines()
+]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        shlex.split(command),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
+    for language, body in BLOCKS:
+        if language == "python":
+            name = body.splitlines()[0].removeprefix("# ")
+            (tmp_path / name).write_text(body)
+    for command in COMMANDS:
+        if command.startswith("make ") or command == "tuner dashboard":
+            continue
+        done = run(command, tmp_path)
+        wanted = 1 if command.startswith("tuner stop") else 0  # nothing runs: it says so
+        assert done.returncode == wanted, f"$ {command}\n{done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stdout + done.stderr
+    status = run("tuner status digits --json", tmp_path).stdout
+    assert '"digits"' in status
+
+
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith("make ")])
+def test_each_make_target_is_there(command: str) -> None:
+    done = run(f"make --dry-run --always-make --no-print-directory {command.split()[1]}", HOME)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_dashboard_answers_on_the_loopback(tmp_path: Path) -> None:
+    assert "tuner dashboard" in COMMANDS
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = str(Path(sys.executable).parent / "tuner")
+    storage = f"sqlite:///{tmp_path}/tuner.db"
+    tuner.create_study("s", storage=storage)
+    server = subprocess.Popen(
+        [program, "dashboard", "--port", str(port), "--storage", storage],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2) as answer:
+                    assert answer.read() == b"ok"
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the dashboard did not answer"
+                assert server.poll() is None, "the dashboard ended"
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def test_the_tree_names_every_module() -> None:
+    tree = README.partition("## The tree")[2].partition("## Develop")[0]
+    named = set(re.findall(r"\w+\.py", tree))
+    commands = {path.name for path in (HOME / "tuner" / "cli").glob("*.py")}
+    ours = {
+        path.name
+        for package in ("tuner", "storage", "objectives", "dashboard")
+        for path in (HOME / package).rglob("*.py")
+        if path.name != "__init__.py" and "versions" not in path.parts and path.parent.name != "pages"
+    }
+    each_command = {"best.py", "dashboard.py", "doctor.py", "run.py", "stop.py", "studies.py", "trials.py"}
+    assert ours - named - (commands & each_command) == set()
+    assert named - ours - {"__init__.py"} == set()
