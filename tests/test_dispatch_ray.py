@@ -369,7 +369,7 @@ def until_nothing_is_left(run: str, session: Path | None = None, bound: float = 
     """Where the machine is idle it takes two seconds."""
     deadline = time.monotonic() + bound
     while left := [
-        *(psutil.Process(pid).cmdline() for pid in marked(run) if not is_gone(pid)),
+        *(pid for pid in marked(run) if not is_gone(pid)),
         *Path(tempfile.gettempdir()).glob(f"tuner-{run}-*"),
         *([session] if session is not None and session.exists() else []),
     ]:

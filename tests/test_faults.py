@@ -209,7 +209,7 @@ def test_a_killed_driver_loses_nothing_and_leaves_nothing(
     first.kill()
     first.wait()
     wait_for(lambda: not marked(run), 5, "the end of every process of the killed run")
-    assert not any(is_alive(pid) for pid in session)
+    wait_for(lambda: not any(is_alive(pid) for pid in session), 5, "the end of its ranks")
 
     second = drive(7)
     output = finish(second)
