@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from dashboard import data
@@ -15,6 +17,7 @@ PAGES = [
 def main() -> None:
     """Show the chosen page, or why there is none to show."""
     st.set_page_config(page_title="Tuner", page_icon="🎛️", layout="wide")
+    st.html(Path(__file__).with_name("style.css"))
     page = st.navigation(PAGES, position="hidden")
     trouble = data.problem()
     if trouble is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -13,10 +14,11 @@ from storage.reads import BestPoint, CurvePoint
 
 __all__ = ["best_chart", "curve_chart"]
 
+Chart = Any  # Altair types a layered chart as one of several classes
 _POINTS = 2000  # more cannot be seen, and cost the browser
 
 
-def best_chart(points: Sequence[BestPoint], direction: str) -> alt.LayerChart:
+def best_chart(points: Sequence[BestPoint], direction: str) -> Chart:
     """The value of each complete trial, and the best up to it, by number."""
     ordered = sorted(points, key=lambda point: point.number)
     best: list[float] = []
@@ -44,21 +46,18 @@ def best_chart(points: Sequence[BestPoint], direction: str) -> alt.LayerChart:
         .mark_line(interpolate="step-after", strokeWidth=2.5, color=STATES["RUNNING"][0])
         .encode(x=x, y=alt.Y("best:Q", title="value", scale=scale), tooltip=tips)
     )
-    return alt.layer(dots, line).properties(height=260)
+    chart: Chart = alt.layer(dots, line).properties(height=260)
+    return chart
 
 
 def curve_chart(
     curve: Sequence[CurvePoint], superseded: Sequence[tuple[int, int, float]], state: str
-) -> alt.LayerChart:
+) -> Chart:
     """A trial's reports by step; those of earlier attempts that were superseded are grey."""
-    rows = [{"step": step, "value": value, "series": "reports"} for step, value in curve]
-    rows += [
-        {"step": step, "value": value, "series": f"attempt {attempt}, superseded"}
-        for attempt, step, value in superseded
-    ]
-    frame = pd.DataFrame([row for row in rows if math.isfinite(float(row["value"]))])
-    if frame.empty:
-        frame = pd.DataFrame({"step": [], "value": [], "series": []})
+    rows = [(step, value, "reports") for step, value in curve]
+    rows += [(step, value, f"attempt {attempt}, superseded") for attempt, step, value in superseded]
+    finite = [row for row in rows if math.isfinite(row[1])]
+    frame = pd.DataFrame(finite, columns=["step", "value", "series"])
     names = list(dict.fromkeys(frame["series"]))
     colours = [STATES[state][0] if name == "reports" else STATES["WAITING"][0] for name in names]
     encoding = {
@@ -74,4 +73,5 @@ def curve_chart(
     chart = alt.Chart(frame)
     line = chart.mark_line(strokeWidth=2).encode(**encoding)
     points = chart.mark_circle(size=40).encode(**encoding)
-    return alt.layer(line, points).properties(height=240)
+    layered: Chart = alt.layer(line, points).properties(height=240)
+    return layered

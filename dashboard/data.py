@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
 import streamlit as st
 
 from storage import Database, StorageError, mask_url, reads
+from storage.database import normalise_url
 
 __all__ = ["best_so_far", "database_name", "failures", "problem", "studies", "study", "trial", "trials"]
 
@@ -23,9 +25,21 @@ def database_name() -> str:
     return mask_url(_url())
 
 
-@st.cache_resource(show_spinner=False, max_entries=2)
 def _database(url: str) -> Database:
+    return _opened(url, _file_of(url))
+
+
+@st.cache_resource(show_spinner=False, max_entries=2)
+def _opened(url: str, file: int) -> Database:
     return Database(url, create=False, timeout=5)
+
+
+def _file_of(url: str) -> int:
+    """The inode of a SQLite file: one that was deleted and made again is another database."""
+    with contextlib.suppress(OSError, StorageError):
+        found = normalise_url(url)
+        return os.stat(str(found.database)).st_ino if found.get_backend_name() == "sqlite" else 0
+    return 0
 
 
 def problem() -> str | None:

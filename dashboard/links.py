@@ -11,13 +11,13 @@ __all__ = ["asked", "asked_number", "update"]
 
 def asked(key: str, default: str = "") -> str:
     """What the address says under ``key``."""
-    return str(st.query_params.get(key, default))
+    return str(st.query_params.get(key, default)).replace("\0", "")
 
 
 def asked_number(key: str, default: int | None = None) -> int | None:
     """The same as a whole number of at least 0; the default for anything else."""
     text = asked(key)
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else default
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else default  # fits 32 bits
 
 
 def update(changes: Mapping[str, str | int | None]) -> None:

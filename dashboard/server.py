@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from dashboard.theme import COLOURS
+
 __all__ = ["command"]
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -19,8 +21,9 @@ _SETTINGS = {
     "client.toolbarMode": "viewer",
     "client.showErrorDetails": "type",
     "global.developmentMode": "false",
-    "theme.primaryColor": "#3b6fd4",
-    "theme.font": "sans-serif",
+    **{f"theme.{mode}.{name}Color": colour for mode in ("light", "dark") for name, colour in COLOURS.items()},
+    "theme.light.primaryColor": COLOURS["blue"],
+    "theme.dark.primaryColor": "#6f9bef",
 }
 
 
@@ -44,7 +47,8 @@ def command(storage_url: str, host: str = "127.0.0.1", port: int = 8501) -> tupl
         )
     if not 0 < port < 65536:
         raise ValueError(f"port {port}: give a number from 1 to 65535")
-    argv = [sys.executable, "-m", "streamlit", "run", str(Path(__file__).with_name("app.py"))]
+    # -P: a file of the working folder, such as a user's storage.py, must not stand in for ours
+    argv = [sys.executable, "-P", "-m", "streamlit", "run", str(Path(__file__).with_name("app.py"))]
     for name, value in {**_SETTINGS, "server.address": host}.items():
         argv += [f"--{name}", value]
     argv += ["--server.port", str(port)]

@@ -7,15 +7,31 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["STATES", "ago", "badges", "dot", "duration", "escape", "number", "params_text", "value_text"]
+__all__ = [
+    "COLOURS",
+    "STATES",
+    "ago",
+    "badges",
+    "dot",
+    "duration",
+    "escape",
+    "number",
+    "params_text",
+    "value_text",
+]
 
-STATES: Mapping[str, tuple[str, str]] = {
-    "COMPLETE": ("#2e9e5b", "green"),
-    "PRUNED": ("#e08a1e", "orange"),
-    "FAIL": ("#d64545", "red"),
-    "RUNNING": ("#3b6fd4", "blue"),
-    "WAITING": ("#8a8f98", "gray"),
+COLOURS: Mapping[str, str] = {
+    "green": "#2e9e5b",
+    "orange": "#e08a1e",
+    "red": "#d64545",
+    "blue": "#3b6fd4",
+    "gray": "#8a8f98",
 }
+"""Streamlit's names of the colours that mean something, and what they look like."""
+
+_MEANING = {"COMPLETE": "green", "PRUNED": "orange", "FAIL": "red", "RUNNING": "blue", "WAITING": "gray"}
+
+STATES: Mapping[str, tuple[str, str]] = {state: (COLOURS[name], name) for state, name in _MEANING.items()}
 """State name: colour in charts, and Streamlit's name of it in text."""
 
 
@@ -70,10 +86,14 @@ def duration(seconds: float | None) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Streamlit's Markdown shows as it is: no mark-up, link, formula or icon of a name."""
-    return "".join(
-        f"\\{char}" if char in "\\`*_{}[]()<>#+-.!|~$:&^=" else char for char in text.replace("\n", " ")
-    )
+    """Text that Streamlit's Markdown shows as it is: no mark-up, link, formula or icon of a name.
+
+    A backslash stops the parser; the invisible joiner stops what replaces ``:name:`` and ``->``
+    after it.
+    """
+    plain = "".join(char if char.isprintable() else " " for char in text)
+    escaped = "".join(f"\\{char}" if char in "\\`*_{}[]()<>#+-.!|~$:&^=" else char for char in plain)
+    return escaped.replace(":", ":\u2060").replace("-", "-\u2060")
 
 
 def dot(state: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pandas as pd
 import streamlit as st
@@ -14,6 +15,7 @@ from storage.reads import StudyDetail, TrialRow
 __all__ = ["show"]
 
 _PAGE = 50
+_COUNTERS = {"Complete": "COMPLETE", "Pruned": "PRUNED", "Failed": "FAIL", "Running": "RUNNING"}
 _SORTS = {"number": "number", "value": "value", "duration": "duration", "state": "state"}
 
 
@@ -49,12 +51,15 @@ def _counters(name: str) -> None:
         st.warning("This study was deleted meanwhile.")
         return
     st.markdown(driver.badge(study))
-    columns = st.columns(6)
     done = driver.finished(study)
-    columns[0].metric("Finished", f"{done} of {study.n_trials}" if study.n_trials else str(done))
-    for column, state in zip(columns[1:5], ("COMPLETE", "PRUNED", "FAIL", "RUNNING"), strict=True):
-        column.metric(state.capitalize() if state != "FAIL" else "Failed", study.states.get(state, 0))
-    columns[5].metric("Best", number(study.best) if len(study.directions) == 1 else "-")
+    shown = {
+        "Finished": f"{done} of {study.n_trials}" if study.n_trials else str(done),
+        **{label: str(study.states.get(state, 0)) for label, state in _COUNTERS.items()},
+        "Best": number(study.best) if len(study.directions) == 1 else "-",
+    }
+    with st.container(horizontal=True, gap="medium"):
+        for label, text in shown.items():
+            st.metric(label, text, width="content")
     if study.n_trials:
         st.progress(min(1.0, done / study.n_trials))
     if study.owner is None or driver.badge(study).startswith(":red"):
@@ -91,8 +96,8 @@ def _best(study: StudyDetail) -> None:
     with python:
         st.code(f"params = {dict(study.best_params)!r}", language="python", wrap_lines=True)
     with shell:
-        pairs = ",".join(f"{name}={value}" for name, value in study.best_params.items())
-        st.code(f"tuner run FILE.py --params '{pairs}'", language="shell", wrap_lines=True)
+        params_of = shlex.quote(f"@{study.name}:best")
+        st.code(f"tuner run FILE.py --params {params_of}", language="shell", wrap_lines=True)
 
 
 def _failures(name: str) -> None:
@@ -151,14 +156,14 @@ def _table(name: str, rows: tuple[TrialRow, ...]) -> None:
         [
             {
                 "Trial": row.number,
-                "State": row.live or row.state.lower(),
+                "State": [row.state.lower()],
                 "Value": ", ".join(number(value) for value in row.values),
                 "Last report": ""
                 if row.last_step is None
                 else f"{number(row.last_value)} at {row.last_step}",
                 "Duration": duration(row.duration),
                 "Attempts": row.attempts,
-                "Reason": "" if row.reason == row.state.lower() else row.reason,
+                "Reason": _why(row),
                 "Parameters": params_text(row.params),
                 "Message": row.message,
             }
@@ -170,7 +175,14 @@ def _table(name: str, rows: tuple[TrialRow, ...]) -> None:
         frame,
         hide_index=True,
         width="stretch",
-        height=min(38 * (len(rows) + 1), 560),
+        height=min(36 * (len(rows) + 1), 560),
+        column_config={
+            "State": st.column_config.MultiselectColumn(
+                "State",
+                options=[state.lower() for state in STATES],
+                color=[colour for colour, _ in STATES.values()],
+            )
+        },
         on_select="rerun",
         selection_mode="single-row",
         # the key holds the ids: a refresh that moves rows drops the selection instead of moving it
@@ -182,7 +194,17 @@ def _table(name: str, rows: tuple[TrialRow, ...]) -> None:
     st.caption("Select a row to see the trial.")
 
 
+def _why(row: TrialRow) -> str:
+    """What the state does not say: why it failed, or that it waits for its next attempt."""
+    if row.live:
+        return f"{row.live}, after {row.reason}" if row.reason else row.live
+    return "" if row.reason == row.state.lower() else row.reason
+
+
 def _pager(total: int, page: int, pages: int) -> None:
+    if pages == 1:
+        st.caption(f"{total} trials")
+        return
     back, text, forth = st.columns([1, 3, 1], vertical_alignment="center")
     if back.button("← previous", disabled=page <= 1, width="stretch"):
         links.update({"page": page - 1 if page > 2 else None})

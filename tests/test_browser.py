@@ -1,0 +1,106 @@
+"""What a person does in a real Chromium: find a study, open a trial, see why it failed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from socket import create_server
+
+import pytest
+
+from dashboard import server
+from tests.dashboard_data import HOSTILE, fill
+
+pytestmark = pytest.mark.browser
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture
+def chromium() -> str:
+    found = shutil.which("chromium")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI has no Chromium: install Debian's package 'chromium'")
+        pytest.skip("there is no Chromium on this machine")
+    return found
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """The address of a dashboard on a filled database."""
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    fill(url)
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    argv, environment = server.command(url, port=port)
+    log = (tmp_path / "server.log").open("w")
+    process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the dashboard did not answer"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        log.close()
+
+
+def test_a_person_finds_out_why_a_trial_failed(chromium: str, address: str) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    outside: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+        page.set_default_timeout(30_000)
+        expect.set_options(timeout=30_000)
+        page.on(
+            "request",
+            lambda asked: (
+                None if asked.url.startswith((address, "data:", "blob:")) else outside.append(asked.url)
+            ),
+        )
+        page.goto(address)
+        expect(page.locator("h1")).to_have_text("Studies")
+        page.get_by_role("link", name="main", exact=True).click()
+        expect(page.locator("h1")).to_have_text("main")
+        assert "study=main" in page.url
+
+        page.goto(f"{address}/study?study=main&state=FAIL")
+        page.wait_for_selector("[data-testid=stDataFrame] canvas")
+        table = page.locator("[data-testid=stDataFrame]").last
+        expect(page.get_by_text("Select a row to see the trial.")).to_be_visible()
+        table.locator(".dvn-scroller").click(position={"x": 18, "y": 52})  # the first row's box
+        expect(page.get_by_role("heading", name="Trial 3")).to_be_visible()
+        assert re.search(r"[?&]n=3\b", page.url)
+        expect(page.locator("pre", has_text="Traceback (most recent call last)")).to_contain_text(
+            "<b>no luck</b>"
+        )
+
+        page.goto(address)
+        link = page.get_by_role("link").filter(has_text="DROP TABLE")
+        expect(link).to_be_visible()
+        plain = (link.text_content() or "").replace("\u2060", "")
+        assert plain == f"{HOSTILE[:57]}..."
+        link.click()
+        expect(page.locator("h1")).to_contain_text("DROP TABLE")
+        heading = (page.locator("h1").text_content() or "").replace("\u2060", "")
+        assert HOSTILE[:77] in heading
+        assert page.locator("h1 script, h1 strong, h1 a[href='b']").count() == 0
+        browser.close()
+    assert outside == []
