@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from dashboard.theme import STATES
-from storage.reads import BestPoint, CurvePoint
+from storage.views import BestPoint, CurvePoint
 
 __all__ = ["best_chart", "curve_chart"]
 

@@ -10,6 +10,7 @@ import streamlit as st
 
 from storage import Database, StorageError, mask_url, reads
 from storage.database import normalise_url
+from storage.views import BestPoint, FailureRow, StudyDetail, StudyRow, TrialDetail, TrialPage
 
 __all__ = ["best_so_far", "database_name", "failures", "problem", "studies", "study", "trial", "trials"]
 
@@ -51,29 +52,29 @@ def problem() -> str | None:
         return str(error)
 
 
-def studies(search: str) -> list[reads.StudyRow]:
+def studies(search: str) -> list[StudyRow]:
     """The studies whose name contains ``search``; none in a database that is still empty."""
     return _studies(_url(), search)
 
 
 @st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
-def _studies(url: str, search: str) -> list[reads.StudyRow]:
+def _studies(url: str, search: str) -> list[StudyRow]:
     engine = _database(url).engine
     return [] if reads.is_empty(engine) else reads.studies(engine, search)
 
 
-def study(name: str) -> reads.StudyDetail | None:
+def study(name: str) -> StudyDetail | None:
     """The study of that name, or None."""
     return _study(_url(), name)
 
 
 @st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
-def _study(url: str, name: str) -> reads.StudyDetail | None:
+def _study(url: str, name: str) -> StudyDetail | None:
     engine = _database(url).engine
     return None if reads.is_empty(engine) else reads.study(engine, name)
 
 
-def trials(name: str, page: int, states: Sequence[str], sort: str, descending: bool) -> reads.TrialPage:
+def trials(name: str, page: int, states: Sequence[str], sort: str, descending: bool) -> TrialPage:
     """One page of 50 trials."""
     return _trials(_url(), name, page, tuple(states), sort, descending)
 
@@ -81,36 +82,36 @@ def trials(name: str, page: int, states: Sequence[str], sort: str, descending: b
 @st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
 def _trials(
     url: str, name: str, page: int, states: tuple[str, ...], sort: str, descending: bool
-) -> reads.TrialPage:
+) -> TrialPage:
     engine = _database(url).engine
     return reads.trials(engine, name, page=page, states=states, sort=sort, descending=descending)
 
 
-def trial(name: str, number: int) -> reads.TrialDetail | None:
+def trial(name: str, number: int) -> TrialDetail | None:
     """One trial with all that is known of it, or None."""
     return _trial(_url(), name, number)
 
 
 @st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
-def _trial(url: str, name: str, number: int) -> reads.TrialDetail | None:
+def _trial(url: str, name: str, number: int) -> TrialDetail | None:
     return reads.trial(_database(url).engine, name, number)
 
 
-def best_so_far(name: str) -> list[reads.BestPoint]:
+def best_so_far(name: str) -> list[BestPoint]:
     """COMPLETE trials in order of completion, with the best up to each."""
     return _best_so_far(_url(), name)
 
 
 @st.cache_data(ttl=_SECONDS, max_entries=20, show_spinner=False)
-def _best_so_far(url: str, name: str) -> list[reads.BestPoint]:
+def _best_so_far(url: str, name: str) -> list[BestPoint]:
     return reads.best_so_far(_database(url).engine, name)
 
 
-def failures(name: str) -> list[reads.FailureRow]:
+def failures(name: str) -> list[FailureRow]:
     """Failed trials by reason and exception."""
     return _failures(_url(), name)
 
 
 @st.cache_data(ttl=_SECONDS, max_entries=20, show_spinner=False)
-def _failures(url: str, name: str) -> list[reads.FailureRow]:
+def _failures(url: str, name: str) -> list[FailureRow]:
     return reads.failures(_database(url).engine, name)

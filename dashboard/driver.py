@@ -6,7 +6,7 @@ import shlex
 
 from dashboard.theme import ago
 from storage import owner as owners
-from storage.reads import StudyRow
+from storage.views import StudyRow
 
 __all__ = ["badge", "finished", "resume_command"]
 

@@ -7,7 +7,7 @@ import streamlit as st
 
 from dashboard import charts
 from dashboard.theme import ago, dot, duration, escape, number, value_text
-from storage.reads import AttemptRow, TrialDetail
+from storage.views import AttemptRow, TrialDetail
 
 __all__ = ["show"]
 

@@ -29,9 +29,10 @@ from storage import owner as owners
 from storage.clock import utcnow
 from storage.database import Database
 from storage.errors import Held, LeaseLost, Unavailable
+from storage.execution import execute
 from storage.rows import CHUNK
 from storage.tables import leases, optuna_tables
-from storage.writes import GUARDED, CreateTrial, FinishTrial, PopWaiting, Write, execute
+from storage.writes import GUARDED, CreateTrial, FinishTrial, PopWaiting, Write
 
 __all__ = ["DROPPED", "Lease"]
 

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from storage import Database, Unavailable, reads, tables
-from storage.reads import TrialDetail
+from storage.views import TrialDetail
 
 OBJECTIVE = '''
 """Two ranks descend together; faults are ordered by the trial's number."""

@@ -6,7 +6,7 @@ import streamlit as st
 
 from dashboard import data, driver, links
 from dashboard.theme import ago, badges, escape, number
-from storage.reads import StudyRow
+from storage.views import StudyRow
 
 __all__ = ["show"]
 

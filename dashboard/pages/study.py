@@ -10,7 +10,7 @@ import streamlit as st
 
 from dashboard import charts, data, driver, links, trial_view
 from dashboard.theme import STATES, ago, duration, escape, number, params_text
-from storage.reads import StudyDetail, TrialRow
+from storage.views import StudyDetail, TrialRow
 
 __all__ = ["show"]
 

@@ -18,7 +18,7 @@ from tuner.errors import BadInput, StudyStopped
 
 if TYPE_CHECKING:
     from storage import Database
-    from storage.reads import CheckpointPart, StudyDetail, TrialDetail
+    from storage.views import CheckpointPart, StudyDetail, TrialDetail
 
 __all__ = ["best"]
 

@@ -11,7 +11,7 @@ from tuner.errors import StudyExists, StudyHeld, StudyNotFound
 
 if TYPE_CHECKING:
     from storage import Database
-    from storage.reads import StudyDetail, StudyRow
+    from storage.views import StudyDetail, StudyRow
 
 __all__ = ["driver_of", "driver_text", "existing", "known_study", "plain", "reading", "suffix"]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from storage import Database
-    from storage.reads import StudyDetail, TrialRow
+    from storage.views import StudyDetail, TrialRow
 
 __all__ = ["status", "studies"]
 

@@ -13,7 +13,7 @@ from tuner.errors import BadInput, StudyNotFound
 
 if TYPE_CHECKING:
     from storage import Database
-    from storage.reads import StudyDetail, TrialDetail
+    from storage.views import StudyDetail, TrialDetail
 
 __all__ = ["show", "trials"]
 
