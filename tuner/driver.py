@@ -11,24 +11,21 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-import optuna
-from optuna.distributions import distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 import storage
 from storage.held import CommandRecord
 from storage.writes import DoneCommand, SetStudyRow
 from tuner import retry, scheduler
-from tuner.assignment import Assignment, Draw, ObjectiveRef
+from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.dispatch.base import Cluster, Executor
 from tuner.errors import StudyHeld, StudyStopped
+from tuner.job import Job, assignment
 from tuner.messages import (
     Answer,
     Ask,
@@ -43,44 +40,17 @@ from tuner.messages import (
     Started,
 )
 from tuner.outcome import Outcome, Reason
-from tuner.seeds import trial_seed
-from tuner.settings import Settings
 from tuner.signals import Signals
 from tuner.snapshot import Progress, RunningTrial, Snapshot, best_trial, count_states
-from tuner.study import DrivenStudy, Space
+from tuner.study import DrivenStudy
 
-__all__ = ["Callback", "Driver", "Job"]
+__all__ = ["Driver"]
 
 log = logging.getLogger(__name__)
-
-Callback = Callable[[optuna.Study, FrozenTrial], object]
 
 FLUSH_EVERY = 0.25  # seconds: reports are durable within half a second
 REFRESH_EVERY = 0.5  # seconds between looks at what other programs did
 DRAW_EVERY = 0.2  # seconds between frames of the progress display
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a driver is to do, apart from the study itself.
-
-    Attributes:
-        run: mark of this run on every process that it starts.
-        environment: variables for the ranks, values included.
-        checkpoints: folder or URI of the study's checkpoints.
-        provenance: plain data, recorded with every attempt.
-        grace: seconds that a trial which is asked to stop has to checkpoint.
-    """
-
-    run: str
-    objective: ObjectiveRef
-    settings: Settings
-    checkpoints: str
-    space: Space = None
-    environment: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, object] = field(default_factory=dict)
-    callbacks: Sequence[Callback] = ()
-    grace: float = 10.0
 
 
 class Driver:
@@ -179,15 +149,22 @@ class Driver:
             self._flush()
             self._next_flush = now + FLUSH_EVERY
         if now >= self._next_refresh:
-            self._held.refresh()
-            self._drop_finished_elsewhere()
-            for command in self._held.commands():
-                self._carry_out(command)
-            self._next_refresh = now + REFRESH_EVERY
+            try:
+                self._look_around()
+            except storage.Unavailable as error:  # training goes on; the next commit waits for it
+                log.warning("%s; looking again", error)
+            self._next_refresh = time.monotonic() + REFRESH_EVERY
         self._watch(now)
         if self._progress is not None and now >= self._next_draw:
             self._progress.update(self._snapshot())
             self._next_draw = now + DRAW_EVERY
+
+    def _look_around(self) -> None:
+        """What other programs did and asked for."""
+        self._held.refresh()
+        self._drop_finished_elsewhere()
+        for command in self._held.commands():
+            self._carry_out(command)
 
     def _flush(self) -> None:
         """Commit what is queued, then let the shells forget what is durable."""
@@ -259,47 +236,7 @@ class Driver:
         running = self._attempts.start(due, draw)
         self._flush()
         self._running[due.number] = running
-        self._executor.start(self._assignment(due, draw))
-
-    def _assignment(self, due: Due, draw: dict[str, Draw]) -> Assignment:
-        trial = self._held.image.trial(due.trial_id)
-        constraints = {
-            key.removeprefix("constraints:"): value
-            for key, value in trial.system_attrs.items()
-            if key.startswith("constraints:")
-        }
-        params = {
-            name: Draw(
-                value=float(dist.to_internal_repr(trial.params[name])),
-                distribution=distribution_to_json(dist),
-            )
-            for name, dist in trial.distributions.items()
-        }
-        return Assignment(
-            run=self._job.run,
-            epoch=self._held.lease.epoch,
-            study=self._study.study_name,
-            directions=self._held.record.directions,
-            number=due.number,
-            attempt=due.attempt,
-            seed=trial_seed(self._study.seed, due.number),
-            started=trial.datetime_start.isoformat() if trial.datetime_start else "",
-            objective=self._job.objective,
-            resources=self._settings.resources,
-            gpus=self._cluster.gpus,
-            params=params,
-            fixed=trial.system_attrs.get("fixed_params", {}),
-            relative=draw,
-            user_attrs=dict(trial.user_attrs),
-            constraints=constraints,
-            reports=dict(trial.intermediate_values),
-            checkpoints=f"{self._job.checkpoints}/{self._held.uid[:12]}/{due.number}",
-            resume=due.resume.resume if due.resume else None,
-            env=self._job.environment,
-            folder=os.getcwd(),
-            can_prune=not isinstance(self._study.pruner, optuna.pruners.NopPruner),
-            grace=self._job.grace,
-        )
+        self._executor.start(assignment(self._job, self._study, due, draw, self._cluster.gpus))
 
     # ------------------------------------------------------------------ messages
 

@@ -20,8 +20,9 @@ from tuner import objective as objectives
 from tuner import provenance, samplers, store
 from tuner.assignment import ObjectiveRef
 from tuner.dispatch.base import Executor
-from tuner.driver import Callback, Driver, Job
+from tuner.driver import Driver
 from tuner.errors import BadInput
+from tuner.job import Callback, Job
 from tuner.resources import Resources
 from tuner.retry import Retry
 from tuner.settings import Settings

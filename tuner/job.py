@@ -1,0 +1,92 @@
+"""What a driver is to do, and what the ranks of one attempt of it are given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.distributions import distribution_to_json
+from optuna.trial import FrozenTrial
+
+from tuner.assignment import Assignment, Draw, ObjectiveRef
+from tuner.attempts import Due
+from tuner.seeds import trial_seed
+from tuner.settings import Settings
+from tuner.study import DrivenStudy, Space
+
+__all__ = ["Callback", "Job", "assignment"]
+
+Callback = Callable[[optuna.Study, FrozenTrial], object]
+"""Called in the driver with (study, trial) after the commit of a terminal state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a driver is to do, apart from the study itself.
+
+    Attributes:
+        run: mark of this run on every process that it starts.
+        environment: variables for the ranks, values included.
+        checkpoints: folder or URI of the study's checkpoints.
+        provenance: plain data, recorded with every attempt.
+        grace: seconds that a trial which is asked to stop has to checkpoint.
+    """
+
+    run: str
+    objective: ObjectiveRef
+    settings: Settings
+    checkpoints: str
+    space: Space = None
+    environment: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, object] = field(default_factory=dict)
+    callbacks: Sequence[Callback] = ()
+    grace: float = 10.0
+
+
+def assignment(job: Job, study: DrivenStudy, due: Due, draw: Mapping[str, Draw], gpus: float) -> Assignment:
+    """What the ranks of an attempt receive.
+
+    Args:
+        draw: the trial's joint draw.
+        gpus: per rank, as the executor resolved them.
+    """
+    trial = study.held.image.trial(due.trial_id)
+    constraints = {
+        key.removeprefix("constraints:"): value
+        for key, value in trial.system_attrs.items()
+        if key.startswith("constraints:")
+    }
+    params = {
+        name: Draw(
+            value=float(dist.to_internal_repr(trial.params[name])),
+            distribution=distribution_to_json(dist),
+        )
+        for name, dist in trial.distributions.items()
+    }
+    return Assignment(
+        run=job.run,
+        epoch=study.held.lease.epoch,
+        study=study.study_name,
+        directions=study.held.record.directions,
+        number=due.number,
+        attempt=due.attempt,
+        seed=trial_seed(study.seed, due.number),
+        started=trial.datetime_start.isoformat() if trial.datetime_start else "",
+        objective=job.objective,
+        resources=job.settings.resources,
+        gpus=gpus,
+        params=params,
+        fixed=trial.system_attrs.get("fixed_params", {}),
+        relative=draw,
+        user_attrs=dict(trial.user_attrs),
+        constraints=constraints,
+        reports=dict(trial.intermediate_values),
+        checkpoints=f"{job.checkpoints}/{study.held.uid[:12]}/{due.number}",
+        resume=due.resume.resume if due.resume else None,
+        env=job.environment,
+        folder=os.getcwd(),
+        can_prune=not isinstance(study.pruner, optuna.pruners.NopPruner),
+        grace=job.grace,
+    )
