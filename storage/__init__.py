@@ -9,6 +9,7 @@ from storage.database import Database, mask_url
 from storage.errors import Held, LeaseLost, Refused, StorageError, Unavailable, UnknownStudy
 from storage.held import HeldStudy
 from storage.lease import Lease
+from storage.sqlstorage import SqlStorage
 from storage.studies import StudyRecord
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Lease",
     "LeaseLost",
     "Refused",
+    "SqlStorage",
     "StorageError",
     "StudyRecord",
     "Unavailable",

@@ -24,7 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from storage import migrations
-from storage.errors import Unavailable
+from storage.errors import Refused, Unavailable
 from storage.tables import OPTUNA_SCHEMA
 
 __all__ = ["Database", "mask_url", "normalise_url"]
@@ -103,15 +103,21 @@ class Database:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Maps a database that is away, locked or full to :class:`Unavailable`, in one line."""
+        """Maps a database that is away, locked or full to :class:`Unavailable`, and a value that it
+        cannot hold to :class:`Refused`, in one line.
+        """
         try:
             yield
         except sa.exc.IntegrityError:
             raise  # a conflict of rows is the caller's to answer
+        except (sa.exc.DataError, OverflowError, UnicodeError) as error:
+            cause = str(getattr(error, "orig", None) or error).strip().splitlines()
+            raise Refused(f"the database {self} cannot hold a value: {cause[0]}") from error
         except (sa.exc.InterfaceError, sa.exc.DatabaseError) as error:
             cause = str(error.orig or error).strip().splitlines()
             raise Unavailable(
-                f"the database {self} cannot be used: {cause[0] if cause else error}"
+                f"the database {self} cannot be used: {cause[0] if cause else error}",
+                passing=isinstance(error, sa.exc.InterfaceError | sa.exc.OperationalError),
             ) from error
         except optuna.exceptions.StorageInternalError as error:
             raise Unavailable(f"the database {self} cannot be used: {error.__cause__ or error}") from error
@@ -130,6 +136,15 @@ class Database:
         """
         with self.engine.connect().execution_options(tuner_write=True) as connection, connection.begin():
             yield connection
+
+    def answers(self) -> bool:
+        """Whether the database can be written to now."""
+        try:
+            with self.errors(), self.write() as connection:
+                connection.execute(sa.select(1))
+        except Unavailable:
+            return False
+        return True
 
     def optuna_storage(self) -> optuna.storages.RDBStorage:
         """Optuna's own storage on this database, for studies that no driver of ours holds."""

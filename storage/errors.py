@@ -20,7 +20,15 @@ class StorageError(Exception):
 
 
 class Unavailable(StorageError):
-    """The database cannot be reached, or its schema is not ours to write."""
+    """The database cannot be reached, or its schema is not ours to write.
+
+    Attributes:
+        passing: trying again can help: the connection, a lock, a full disk.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class UnknownStudy(StorageError):

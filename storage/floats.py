@@ -18,7 +18,7 @@ def stored(value: float) -> tuple[float | None, str]:
         return None, "NAN"
     if math.isinf(value):
         return None, "INF_POS" if value > 0 else "INF_NEG"
-    return value, "FINITE"
+    return float(value), "FINITE"
 
 
 def unstored(value: float | None, kind: str) -> float:

@@ -1,56 +1,50 @@
-"""The store of a study's lease holder: reads from memory, writes in order, one transaction a flush.
-
-:class:`HeldStudy` is what the driver uses; :class:`HeldStorage` is its face towards Optuna's
-samplers and pruners. Used from one thread.
+"""A study whose lease this process holds: reads from memory, writes in order by group commit.
 
 What is durable when:
 
-- creating a trial, popping a waiting one, and a change of state flush at once, with everything
-  queued before them, as one transaction;
-- everything else is queued, and durable when :meth:`HeldStudy.flush` returns.
+- what is queued (reports, parameters, attributes, events, added finished trials): in order,
+  within half a second, and whenever :meth:`HeldStudy.flush` returns;
+- a new trial, a popped one, a change of state: when the call returns, with everything before it.
+
+While the database is away what runs goes on: a local file stands for the commit
+(:mod:`storage.journal`), and only what needs an id or a number from the database has to wait.
 """
 
 from __future__ import annotations
 
-import copy
-import datetime as dt
+import contextlib
 import json
-from collections.abc import Container, Sequence
+import threading
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from storage import tables
-from storage.clock import to_local, to_utc, utcnow
-from storage.errors import UnknownStudy
+from storage.errors import Refused, StorageError, UnknownStudy
+from storage.execution import DROPPED
+from storage.fence import gone
+from storage.held_storage import HeldStorage
 from storage.image import StudyImage
-from storage.lease import DROPPED, Lease
-from storage.limits import check_key, check_step, to_json
+from storage.journal import Journal
+from storage.lease import Lease
 from storage.rows import read_trials
 from storage.studies import StudyRecord
 from storage.tables import optuna_tables
+from storage.writer import Ticket, Writer
 from storage.writes import (
-    AddReport,
-    CreateTrial,
+    AddCheckpoint,
+    DropCheckpoints,
     EndAttempt,
-    FinishTrial,
-    PopWaiting,
-    SetParam,
-    SetStudyAttr,
-    SetTrialAttr,
     Supersede,
     Write,
     attributes_json,
 )
 
-__all__ = ["AttemptRecord", "CheckpointRecord", "CommandRecord", "HeldStorage", "HeldStudy"]
+__all__ = ["AttemptRecord", "CheckpointRecord", "CommandRecord", "HeldStudy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,33 +87,52 @@ class CommandRecord:
 
 
 class HeldStudy:
-    """A study whose lease this process holds.
+    """A study whose lease this process holds. Safe under threads.
 
     Args:
         lease: acquired; its commit is the only way in which this object writes.
         record: the study's rows.
+        claims: write an attempt with each trial that is created or popped, so that the next
+            driver takes on what this one leaves; without it the trials are like any program's.
+        patience: seconds for which a new trial waits for a database that is away.
 
     Attributes:
-        image: the study in memory.
+        image: the study in memory; hold ``lock`` to change it.
         storage: the same for Optuna.
         owned: ids of the trials that this driver, or one before it, dispatched.
         endings: by trial id, the end of the attempt that goes into the transaction of the next
             terminal state.
         finished_elsewhere: ids of trials of ours that another program told; the driver takes them out.
+        refreshed: when :meth:`refresh` was last through, on the monotonic clock.
+        attributes_set: counts the attributes of the study that were set here.
+        refused: what the database refused although nobody waited for it: trial id and why.
     """
 
-    def __init__(self, lease: Lease, record: StudyRecord) -> None:
+    def __init__(
+        self, lease: Lease, record: StudyRecord, *, claims: bool = True, patience: float = 60.0
+    ) -> None:
         self.lease = lease
         self.record = record
+        self.claims = claims
+        self.patience = patience
+        self.lock = threading.RLock()
         self.image = StudyImage()
         self.owned: set[int] = set()
         self.endings: dict[int, EndAttempt] = {}
         self.finished_elsewhere: set[int] = set()
-        self._queue: list[Write] = []
+        self.refused: dict[int, Refused] = {}
+        self.refreshed = time.monotonic()
+        self.attributes_set = 0
+        self._checkpoints: dict[int, list[CheckpointRecord]] = {}
+        self._first_attributes: dict[int, str] = {}
         with lease.database.errors(), lease.database.read() as connection:
             self.image.put(read_trials(connection, record.study_id))
         self._seen = max((trial._trial_id for trial in self.image.trials()), default=0)
         self._read_attributes()
+        self._journal = Journal(lease.fence)
+        self._writer = Writer(
+            self._commit, tend=self._journal.tend, refused=self._refuse, gap=lease.database.is_sqlite
+        )
         self.storage = HeldStorage(self)
 
     @property
@@ -127,51 +140,89 @@ class HeldStudy:
         """Our uid of the study."""
         return self.record.uid
 
-    def queue(self, *writes: Write) -> None:
-        """Add writes that are durable with the next :meth:`flush`."""
-        self._queue += writes
+    @property
+    def away(self) -> bool:
+        """True while the database cannot be reached: start nothing new."""
+        return self._journal.away
 
-    def flush(self, *writes: Write) -> list[Any]:
+    @property
+    def returned(self) -> int:
+        """How often the database came back: a claim of a trial may have been applied meanwhile."""
+        return self._journal.returned
+
+    def queue(self, *writes: Write, then: Any = None) -> None:
+        """Add writes that are durable within half a second, and with the next :meth:`flush`.
+
+        Args:
+            then: called with their results after the commit, by whichever thread commits.
+        """
+        self._writer.add(writes, then)
+
+    def flush(self, *writes: Write) -> Sequence[Any]:
         """Commit what is queued and then ``writes``, as one transaction; the results of ``writes``.
 
         Raises:
-            LeaseLost, Unavailable: see :meth:`storage.lease.Lease.commit`.
+            LeaseLost: another driver holds the study; nothing was written.
+            Refused: the database cannot hold a value of ``writes``; none of them was written.
+            Unavailable: the database is away, and ``writes`` need it or cannot be kept elsewhere.
         """
-        batch = [*self._queue, *writes]
-        if not batch:
-            return []
-        results = self.lease.commit(batch)
-        self._queue.clear()
-        for write, result in zip(batch, results, strict=True):
-            if result is DROPPED and write.trial_id in self.owned:  # type: ignore[attr-defined]
-                self.finished_elsewhere.add(write.trial_id)  # type: ignore[attr-defined]
-        return results[len(results) - len(writes) :]
+        return self._writer.flush(writes, self.patience)
+
+    def close(self) -> None:
+        """Flush, and end the writing; the lease stays. Safe to call twice.
+
+        Raises:
+            StorageError: something that was queued could not be written.
+        """
+        self._writer.close()
+
+    def end(self) -> None:
+        """End the writing, whatever becomes of what is queued; :meth:`close` says what did."""
+        with contextlib.suppress(StorageError):
+            self._writer.close()
 
     def refresh(self) -> None:
         """Take in what other programs did: new and changed trials, attributes, a deleted study.
 
         Raises:
             UnknownStudy: the study was deleted, or renamed, under us.
+            Unavailable: the database is away; nothing has changed.
         """
-        self._read_attributes()
+        version = self.attributes_set
+        self.flush()
+        self._read_attributes(version)
         trials = optuna_tables["trials"]
         open_states = (TrialState.RUNNING, TrialState.WAITING)
-        with self.lease.database.errors(), self.lease.database.read() as connection:
-            fresh = (trials.c.trial_id > self._seen) | trials.c.state.in_(open_states)
+        with self.lock, self.lease.database.errors(), self.lease.database.read() as connection:
+            known = [trial._trial_id for trial in self.image.unfinished()]
+            fresh = (trials.c.trial_id > self._seen) | trials.c.trial_id.in_(known)
             query = sa.select(trials.c.trial_id, trials.c.state).where(
                 trials.c.study_id == self.record.study_id, fresh
             )
-            found: dict[int, TrialState] = dict(connection.execute(query).all())
-            known = {trial._trial_id: trial.state for trial in self.image.trials(open_states)}
+            found: dict[int, TrialState] = {row.trial_id: row.state for row in connection.execute(query)}
             gone = {trial_id for trial_id in known if found.get(trial_id) not in open_states}
             self.finished_elsewhere |= gone & self.owned
-            done = {trial._trial_id for trial in self.image.trials() if trial.state.is_finished()}
-            changed = (set(found) - self.owned - done) | gone
-            reread = read_trials(connection, self.record.study_id, sorted(changed))
-        self._seen = max([self._seen, *found])
-        self.image.put(reread)
-        for trial_id in changed - {trial._trial_id for trial in reread}:
-            self.image.drop(trial_id)
+            changed = {one for one in found if one not in self.owned and one not in self.image}
+            changed |= gone | (set(known) - self.owned)
+            reread = read_trials(connection, self.record.study_id, sorted(changed)) if changed else []
+            self._seen = max([self._seen, *found])
+            self.image.put(reread)
+            for trial_id in changed - {trial._trial_id for trial in reread}:
+                self.image.drop(trial_id)
+        self.refreshed = time.monotonic()
+
+    def own(self, trial_id: int, attributes: str) -> None:
+        """A trial is claimed for its first attempt; ``attributes`` as the claim keeps them."""
+        self.owned.add(trial_id)
+        self._checkpoints[trial_id] = []
+        self._first_attributes[trial_id] = attributes
+
+    def first_attributes(self, trial_id: int) -> str:
+        """The trial's attributes when it was first claimed: JSON."""
+        if trial_id not in self._first_attributes:
+            found = [one.attributes for one in self.attempts(trial_id) if one.attributes is not None]
+            self._first_attributes[trial_id] = found[0] if found else attributes_json(None)
+        return self._first_attributes[trial_id]
 
     def attempts(self, trial_id: int | None = None) -> list[AttemptRecord]:
         """The attempts of one trial, or of every trial that has an open attempt, in order."""
@@ -189,13 +240,35 @@ class HeldStudy:
             return [AttemptRecord(**{**row, "charged": bool(row["charged"])}) for row in rows]
 
     def checkpoints(self, trial_id: int) -> list[CheckpointRecord]:
-        """Every recorded part of the trial's checkpoints, newest first, ranks in order."""
-        table = tables.checkpoints
-        query = sa.select(*(table.c[name] for name in CheckpointRecord.__dataclass_fields__))
-        query = query.where(table.c.study_uid == self.uid, table.c.trial_id == trial_id)
-        order = (table.c.attempt.desc(), table.c.step.desc(), table.c.rank)
-        with self.lease.database.errors(), self.lease.database.read() as connection:
-            return [CheckpointRecord(**row) for row in connection.execute(query.order_by(*order)).mappings()]
+        """Every recorded part of the trial's checkpoints, newest first, ranks in order.
+
+        Read from the database once for each trial, so that a database that is away stops no retry.
+        """
+        if trial_id not in self._checkpoints:
+            table = tables.checkpoints
+            query = sa.select(*(table.c[name] for name in CheckpointRecord.__dataclass_fields__))
+            query = query.where(table.c.study_uid == self.uid, table.c.trial_id == trial_id)
+            with self.lease.database.errors(), self.lease.database.read() as connection:
+                rows = connection.execute(query).mappings()
+                self._checkpoints[trial_id] = [CheckpointRecord(**row) for row in rows]
+        return sorted(self._checkpoints[trial_id], key=lambda one: (-one.attempt, -one.step, one.rank))
+
+    def add_checkpoint(self, write: AddCheckpoint) -> None:
+        """Make one rank's part of a checkpoint count; durable on return."""
+        self.checkpoints(write.trial_id)
+        self.flush(write)
+        part = CheckpointRecord(
+            **{name: getattr(write, name) for name in CheckpointRecord.__dataclass_fields__}
+        )
+        parts = self._checkpoints[write.trial_id]
+        same = (part.attempt, part.step, part.rank)
+        parts[:] = [one for one in parts if (one.attempt, one.step, one.rank) != same] + [part]
+
+    def drop_checkpoint(self, write: DropCheckpoints) -> None:
+        """Forget a checkpoint; durable on return, so that its files may go."""
+        self.flush(write)
+        parts = self._checkpoints.get(write.trial_id, [])
+        parts[:] = [one for one in parts if (one.attempt, one.step) != (write.attempt, write.step)]
 
     def commands(self) -> list[CommandRecord]:
         """Commands of the dashboard and the command line that wait, oldest first."""
@@ -216,12 +289,13 @@ class HeldStudy:
             attributes: JSON of the attributes at that moment, as
                 :func:`~storage.writes.attributes_json` gives it.
         """
-        trial = self.image.trial(trial_id)
         kept = json.loads(attributes)
-        steps = {step: value for step, value in trial.intermediate_values.items() if step <= after_step}
-        trial.intermediate_values = steps
-        trial._user_attrs = dict(kept["user"])
-        trial._system_attrs = dict(kept["system"])
+        with self.lock:
+            trial: FrozenTrial = self.image.writable(trial_id)
+            steps = {step: value for step, value in trial.intermediate_values.items() if step <= after_step}
+            trial.intermediate_values = steps
+            trial._user_attrs = dict(kept["user"])
+            trial._system_attrs = dict(kept["system"])
         return Supersede(
             study_uid=self.uid,
             trial_id=trial_id,
@@ -231,8 +305,20 @@ class HeldStudy:
             system_attrs={key: json.dumps(value) for key, value in kept["system"].items()},
         )
 
-    def _read_attributes(self) -> None:
-        with self.lease.database.errors(), self.lease.database.read() as connection:
+    def _commit(self, writes: Sequence[Write], tickets: Sequence[Ticket]) -> list[Any]:
+        results = self._journal.commit(writes, tickets)
+        for write, result in zip(writes, results, strict=True):
+            if result is DROPPED and write.trial_id in self.owned:  # type: ignore[attr-defined]
+                self.finished_elsewhere.add(write.trial_id)  # type: ignore[attr-defined]
+        return results
+
+    def _refuse(self, write: Write, error: Refused) -> None:
+        trial_id = getattr(write, "trial_id", None)
+        if trial_id is not None:
+            self.refused[trial_id] = error
+
+    def _read_attributes(self, version: int = 0) -> None:
+        with self.lock, self.lease.database.errors(), self.lease.database.read() as connection:
             found: dict[str, dict[str, Any]] = {}
             for kind in ("user", "system"):
                 table = optuna_tables[f"study_{kind}_attributes"]
@@ -240,203 +326,7 @@ class HeldStudy:
                     table.c.study_id == self.record.study_id
                 )
                 found[kind] = {key: json.loads(text) for key, text in connection.execute(query)}
-        if found["system"].get(tables.UID_KEY) != self.uid:
-            raise UnknownStudy(
-                f"study {self.record.name!r} was deleted or renamed by another program while it ran; "
-                "nothing more was written"
-            )
-        if not self._queue:  # our own queued attributes are newer than the database
-            self.image.user_attrs, self.image.system_attrs = found["user"], found["system"]
-
-
-class HeldStorage(BaseStorage):
-    """Optuna's storage interface over a :class:`HeldStudy`: that study, and no other."""
-
-    def __init__(self, held: HeldStudy) -> None:
-        self._held = held
-
-    def __getstate__(self) -> NoReturn:
-        raise TypeError("a held storage belongs to its driver's process and is never sent elsewhere")
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        raise self._only_this_study()
-
-    def delete_study(self, study_id: int) -> None:
-        raise self._only_this_study()
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._set_study_attr("user", key, value)
-        self._held.image.user_attrs[key] = value
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._set_study_attr("system", key, value)
-        self._held.image.system_attrs[key] = value
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        if study_name != self._held.record.name:
-            raise KeyError(f"no study {study_name!r} here")
-        return self._held.record.study_id
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        return self._held.record.name
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return [StudyDirection[direction.upper()] for direction in self._held.record.directions]
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return dict(self._held.image.user_attrs)
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return dict(self._held.image.system_attrs)
-
-    def get_all_studies(self) -> list[FrozenStudy]:
-        record = self._held.record
-        return [
-            FrozenStudy(
-                study_name=record.name,
-                direction=None,
-                directions=self.get_study_directions(record.study_id),
-                user_attrs=self.get_study_user_attrs(record.study_id),
-                system_attrs=self.get_study_system_attrs(record.study_id),
-                study_id=record.study_id,
-            )
-        ]
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        held = self._held
-        started = utcnow() if template_trial is None else to_utc(template_trial.datetime_start)
-        write = CreateTrial(
-            study_id=study_id,
-            study_uid=held.uid,
-            epoch=held.lease.epoch,
-            started=started,
-            template=template_trial,
-        )
-        trial_id, number = held.flush(write)[0] or self._find_created()
-        trial = copy.deepcopy(template_trial) or _empty_trial()
-        trial.number, trial._trial_id, trial.datetime_start = number, trial_id, to_local(started)
-        held.image.put([trial])
-        if trial.state == TrialState.RUNNING:
-            held.owned.add(trial_id)
-        return int(trial_id)
-
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> None:
-        trial = self._updatable(trial_id)
-        check_key(param_name)
-        for other in reversed(self._held.image.trials()):
-            if param_name in other.distributions:
-                check_distribution_compatibility(other.distributions[param_name], distribution)
-                break
-        text = distribution_to_json(distribution)
-        trial.params[param_name] = distribution.to_external_repr(param_value_internal)
-        trial.distributions[param_name] = distribution
-        self._held.queue(
-            SetParam(trial_id=trial_id, name=param_name, value=float(param_value_internal), distribution=text)
-        )
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        held, trial = self._held, self._updatable(trial_id)
-        if state == TrialState.RUNNING:
-            return self._pop(trial)
-        if not state.is_finished():
-            raise ValueError(f"a trial of a live driver does not go back to {state.name}")
-        now = utcnow()
-        numbers = None if values is None else tuple(float(value) for value in values)
-        end = held.endings.pop(trial_id, None)
-        write = FinishTrial(trial_id=trial_id, state=state, values=numbers, completed=now, end=end)
-        won = held.flush(write)[0]
-        if won is DROPPED or won is False:
-            held.finished_elsewhere.add(trial_id)
-            raise UpdateFinishedTrialError(f"trial {trial.number} was finished by another program first")
-        trial.state, trial.values, trial.datetime_complete = state, values, to_local(now)
-        held.owned.discard(trial_id)
-        return True
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        trial = self._updatable(trial_id)
-        check_step(step)
-        if step not in trial.intermediate_values:
-            trial.intermediate_values[step] = float(intermediate_value)
-            self._held.queue(AddReport(trial_id=trial_id, step=step, value=float(intermediate_value)))
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        trial = self._updatable(trial_id)
-        text = to_json(key, value)
-        trial.user_attrs[key] = value
-        self._held.queue(SetTrialAttr(trial_id=trial_id, kind="user", key=key, value_json=text))
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        trial = self._updatable(trial_id)
-        text = to_json(key, value)
-        trial.system_attrs[key] = json.loads(text)
-        self._held.queue(SetTrialAttr(trial_id=trial_id, kind="system", key=key, value_json=text))
-
-    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return self._held.image.numbered(trial_number)._trial_id
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._held.image.trial(trial_id)
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        trials = self._held.image.trials(states)
-        return copy.deepcopy(trials) if deepcopy else trials
-
-    def _pop(self, trial: FrozenTrial) -> bool:
-        """Claim a waiting trial; False when another program was first."""
-        held, now = self._held, utcnow()
-        write = PopWaiting(
-            study_uid=held.uid,
-            trial_id=trial._trial_id,
-            number=trial.number,
-            epoch=held.lease.epoch,
-            started=now,
-            attributes=attributes_json(trial),
-        )
-        if held.flush(write)[0] is False:
-            held.refresh()
-            return False
-        trial.state, trial.datetime_start = TrialState.RUNNING, to_local(now)
-        held.owned.add(trial._trial_id)
-        return True
-
-    def _find_created(self) -> tuple[int, int]:
-        """The trial of a transaction that was applied although its reply was lost."""
-        known = {trial._trial_id for trial in self._held.image.trials()}
-        created = [attempt for attempt in self._held.attempts() if attempt.trial_id not in known]
-        return created[-1].trial_id, created[-1].number
-
-    def _set_study_attr(self, kind: str, key: str, value: Any) -> None:
-        text = to_json(key, value)
-        study_id = self._held.record.study_id
-        self._held.queue(SetStudyAttr(study_id=study_id, kind=kind, key=key, value_json=text))
-
-    def _updatable(self, trial_id: int) -> FrozenTrial:
-        trial = self._held.image.trial(trial_id)
-        self.check_trial_is_updatable(trial_id, trial.state)
-        return trial
-
-    def _only_this_study(self) -> RuntimeError:
-        return RuntimeError(f"only study {self._held.record.name!r} is open here; use its database's URL")
-
-
-def _empty_trial() -> FrozenTrial:
-    now = dt.datetime.now()
-    return FrozenTrial(
-        number=-1,
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=now,
-        datetime_complete=None,
-        params={},
-        distributions={},
-        user_attrs={},
-        system_attrs={},
-        intermediate_values={},
-        trial_id=-1,
-    )
+            if found["system"].get(tables.UID_KEY) != self.uid:
+                raise UnknownStudy(gone(self.record.name))
+            if version == self.attributes_set:  # else what is queued is newer than the database
+                self.image.user_attrs, self.image.system_attrs = found["user"], found["system"]

@@ -1,14 +1,7 @@
 """The lease of a study: one driver at a time, by counters and never by a wall clock.
 
-The row holds the owner, an epoch, a counter of renewals, and ``applied_seq``. Expiry only
-*permits* a take-over; the epoch decides. The first statement of every transaction of a driver
-(:meth:`Lease.commit`) is the fence::
-
-    UPDATE tuner_leases SET applied_seq = :n WHERE study_uid = :u AND epoch = :e
-
-A driver that was paused past its lease and wakes up updates no row there, changes nothing, and
-gets :class:`~storage.errors.LeaseLost`. The same number answers, after a lost reply to COMMIT,
-whether the transaction was applied, so that it is applied once.
+The row holds the owner, an epoch, a counter of renewals, and the number of the last transaction.
+Expiry only *permits* a take-over; the epoch decides, in every transaction (:mod:`storage.fence`).
 """
 
 from __future__ import annotations
@@ -18,32 +11,25 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.trial import TrialState
-from sqlalchemy.engine import Connection
 
 from storage import owner as owners
 from storage.clock import utcnow
 from storage.database import Database
 from storage.errors import Held, LeaseLost, Unavailable
-from storage.execution import execute
-from storage.rows import CHUNK
-from storage.tables import leases, optuna_tables
-from storage.writes import GUARDED, CreateTrial, FinishTrial, PopWaiting, Write
+from storage.fence import Fence
+from storage.journal import replay
+from storage.tables import leases
 
-__all__ = ["DROPPED", "Lease"]
+__all__ = ["Lease"]
 
 log = logging.getLogger(__name__)
 
-DROPPED = object()
-"""The result of a write whose trial was finished by another program first."""
-
 
 class Lease:
-    """The right to drive one study. Use :meth:`acquire`, then :meth:`commit`, then :meth:`release`.
+    """The right to drive one study. Use :meth:`acquire`, then :attr:`fence`, then :meth:`release`.
 
     Args:
         database: where the study is.
@@ -51,7 +37,6 @@ class Lease:
         study_name: for messages.
         run: mark of this driver's run, kept with the owner.
         duration: seconds after which a counter that did not move permits a take-over.
-        outage: seconds for which :meth:`commit` waits for a database that is away.
     """
 
     def __init__(
@@ -62,7 +47,6 @@ class Lease:
         study_name: str,
         run: str,
         duration: float = 15.0,
-        outage: float = 60.0,
     ) -> None:
         self.database = database
         self.study_uid = study_uid
@@ -70,11 +54,10 @@ class Lease:
         self.duration = duration
         self.epoch = 0
         self.previous_owner: dict[str, Any] | None = None
-        self._outage = outage
         self._identity = json.dumps(owners.identity(run))
-        self._seq = 0
         self._lost = threading.Event()
         self._released = threading.Event()
+        self.fence = self._fence_of(0)
         self._heartbeat = threading.Thread(target=self._renew, name="tuner-lease", daemon=True)
 
     @property
@@ -113,44 +96,16 @@ class Lease:
             if living is False or stale:
                 if owner and living:
                     owners.end(owner)  # it must not wake up in the middle of a call to a worker
+                with contextlib.suppress(LeaseLost):  # somebody was first, and the row says so
+                    replay(self._fence_of(row.epoch))
                 if self._take(row):
                     self.previous_owner = owner
                     break
                 seen = None
                 continue
             time.sleep(0.1)
+        self.fence = self._fence_of(self.epoch)
         self._heartbeat.start()
-
-    def commit(self, writes: Sequence[Write]) -> list[Any]:
-        """Apply the writes as one transaction, once, and return their results in order.
-
-        A guarded write whose trial is not RUNNING any more has the result :data:`DROPPED`.
-
-        Raises:
-            LeaseLost: another driver holds the study; nothing was written.
-            Unavailable: the database was away for longer than ``outage``; nothing is known to
-                be written.
-        """
-        seq = self._seq + 1
-        deadline = time.monotonic() + self._outage
-        pause = 0.05
-        unknown = False
-        while True:
-            try:
-                with self.database.errors():
-                    if unknown and self._applied() >= seq:
-                        self._seq = seq
-                        return [None] * len(writes)
-                    results = self._apply(seq, writes)
-                self._seq = seq
-                return results
-            except Unavailable as error:
-                if time.monotonic() > deadline or not _passing(error):
-                    raise
-                log.warning("%s; trying again", error)
-                unknown = True
-                self._released.wait(pause)
-                pause = min(2.0, pause * 2)
 
     def release(self) -> None:
         """Let go of the lease, so that the next driver need not wait. Safe to call twice."""
@@ -159,43 +114,15 @@ class Lease:
         self._released.set()
         if self._heartbeat.is_alive():
             self._heartbeat.join(timeout=5)
+        self.fence.close()
         mine = (leases.c.study_uid == self.study_uid) & (leases.c.epoch == self.epoch)
         with contextlib.suppress(Unavailable), self.database.errors(), self.database.write() as connection:
             connection.execute(leases.update().where(mine).values(owner=None))
 
-    def _apply(self, seq: int, writes: Sequence[Write]) -> list[Any]:
-        with self.database.write() as connection:
-            self._fence(connection, seq)
-            running = _running(connection, writes)
-            results: list[Any] = []
-            for write in writes:
-                if isinstance(write, GUARDED) and write.trial_id not in running:
-                    results.append(DROPPED)
-                    continue
-                result = execute(write, connection)
-                results.append(result)
-                if isinstance(write, CreateTrial):
-                    running.add(result[0])
-                elif isinstance(write, PopWaiting) and result:
-                    running.add(write.trial_id)
-                elif isinstance(write, FinishTrial):
-                    running.discard(write.trial_id)
-            return results
-
-    def _fence(self, connection: Connection, seq: int) -> None:
-        mine = (leases.c.study_uid == self.study_uid) & (leases.c.epoch == self.epoch)
-        if connection.execute(leases.update().where(mine).values(applied_seq=seq)).rowcount != 1:
-            self._lost.set()
-            raise LeaseLost(
-                f"study {self.study_name!r} was taken over by another driver; this one changes nothing more"
-            )
-
-    def _applied(self) -> int:
-        row = self._row()
-        if row is None or row.epoch != self.epoch:
-            self._lost.set()
-            raise LeaseLost(f"study {self.study_name!r} was taken over by another driver")
-        return int(row.applied_seq)
+    def _fence_of(self, epoch: int) -> Fence:
+        return Fence(
+            self.database, self.study_uid, epoch, study_name=self.study_name, wait=self._released.wait
+        )
 
     def _row(self) -> Any:
         with self.database.read() as connection:
@@ -250,20 +177,3 @@ class Lease:
                 if connection.execute(update, {"now": utcnow()}).rowcount != 1:
                     self._lost.set()
                     return
-
-
-def _running(connection: Connection, writes: Sequence[Write]) -> set[int]:
-    """Of the trials that the batch changes, those that are still RUNNING; locked until the commit."""
-    ids = sorted({write.trial_id for write in writes if isinstance(write, GUARDED)})
-    trials = optuna_tables["trials"]
-    running: set[int] = set()
-    for start in range(0, len(ids), CHUNK):
-        chosen = trials.c.trial_id.in_(ids[start : start + CHUNK])
-        query = sa.select(trials.c.trial_id).where(chosen, trials.c.state == TrialState.RUNNING)
-        running.update(connection.execute(query.with_for_update()).scalars())
-    return running
-
-
-def _passing(error: Unavailable) -> bool:
-    """Whether trying again can help: the connection or a lock, not a fault of the data."""
-    return isinstance(error.__cause__, sa.exc.OperationalError | sa.exc.InterfaceError)

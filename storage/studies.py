@@ -15,9 +15,9 @@ from sqlalchemy.engine import Connection
 from storage.clock import utcnow
 from storage.database import Database
 from storage.errors import Refused, UnknownStudy
-from storage.tables import UID_KEY, metadata, optuna_base, optuna_tables, studies
+from storage.tables import HOME_KEY, UID_KEY, metadata, optuna_base, optuna_tables, studies
 
-__all__ = ["StudyRecord", "check_name", "create", "delete", "find", "names", "register"]
+__all__ = ["StudyRecord", "check_name", "create", "delete", "find", "insert", "names", "register"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +74,27 @@ def create(
         Refused: the name cannot be stored (empty, NUL, above 512 characters).
     """
     check_name(name)
-    table, ways = optuna_tables["studies"], optuna_tables["study_directions"]
     try:
         with database.errors(), database.write() as connection:
-            result = connection.execute(table.insert().values(study_name=name))
-            study_id = int(result.inserted_primary_key[0])  # type: ignore[index]
-            for objective, direction in enumerate(directions):
-                way = StudyDirection[direction.upper()]
-                connection.execute(
-                    ways.insert().values(study_id=study_id, direction=way, objective=objective)
-                )
+            study_id = insert(connection, name, [StudyDirection[way.upper()] for way in directions])
             _register(connection, study_id, seed=seed, sampler=sampler, pruner=pruner)
     except sa.exc.IntegrityError:
         return None
     return find(database, name)
+
+
+def insert(connection: Connection, name: str, directions: Sequence[StudyDirection]) -> int:
+    """Optuna's rows of a new study, on an open transaction; its id.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: the name is taken.
+    """
+    table, ways = optuna_tables["studies"], optuna_tables["study_directions"]
+    result = connection.execute(table.insert().values(study_name=name))
+    study_id = int(result.inserted_primary_key[0])  # type: ignore[index]
+    for objective, way in enumerate(directions):
+        connection.execute(ways.insert().values(study_id=study_id, direction=way, objective=objective))
+    return study_id
 
 
 def register(
@@ -146,11 +153,15 @@ def _register(
     connection: Connection, study_id: int, *, seed: int, sampler: str | None, pruner: str | None
 ) -> None:
     attrs = optuna_tables["study_system_attributes"]
-    mine = (attrs.c.study_id == study_id) & (attrs.c.key == UID_KEY)
-    known = connection.execute(sa.select(attrs.c.value_json).where(mine)).scalar_one_or_none()
-    uid = json.loads(known) if known else uuid.uuid4().hex
-    if not known:
-        connection.execute(attrs.insert().values(study_id=study_id, key=UID_KEY, value_json=json.dumps(uid)))
+    uid = _uid(connection, study_id)
+    if uid is None:
+        uid = uuid.uuid4().hex
+        mine = (attrs.c.study_id == study_id) & attrs.c.key.in_((UID_KEY, HOME_KEY))
+        connection.execute(attrs.delete().where(mine))
+        for key, value in ((UID_KEY, uid), (HOME_KEY, study_id)):
+            connection.execute(
+                attrs.insert().values(study_id=study_id, key=key, value_json=json.dumps(value))
+            )
     row = {
         "study_uid": uid,
         "seed": seed,
@@ -163,9 +174,7 @@ def _register(
 
 
 def _find(connection: Connection, name: str) -> StudyRecord | None:
-    table, ways, attrs = (
-        optuna_tables[part] for part in ("studies", "study_directions", "study_system_attributes")
-    )
+    table, ways = optuna_tables["studies"], optuna_tables["study_directions"]
     study_id = connection.execute(
         sa.select(table.c.study_id).where(table.c.study_name == name)
     ).scalar_one_or_none()
@@ -173,12 +182,10 @@ def _find(connection: Connection, name: str) -> StudyRecord | None:
         return None
     query = sa.select(ways.c.direction).where(ways.c.study_id == study_id).order_by(ways.c.objective)
     directions = tuple(way.name.lower() for way in connection.execute(query).scalars())
-    mine = (attrs.c.study_id == study_id) & (attrs.c.key == UID_KEY)
-    known = connection.execute(sa.select(attrs.c.value_json).where(mine)).scalar_one_or_none()
+    uid = _uid(connection, study_id)
     record = StudyRecord(name=name, study_id=study_id, directions=directions)
-    if known is None:
+    if uid is None:
         return record
-    uid = json.loads(known)
     row = connection.execute(sa.select(studies).where(studies.c.study_uid == uid)).one_or_none()
     if row is None:
         return record
@@ -194,3 +201,15 @@ def _find(connection: Connection, name: str) -> StudyRecord | None:
         settings=json.loads(row.settings),
         stop_reason=row.stop_reason,
     )
+
+
+def _uid(connection: Connection, study_id: int) -> str | None:
+    """Our uid of the study; None where it has none, or only a copy of another study's: Optuna's
+    ``copy_study`` and optuna-dashboard's rename copy the attributes.
+    """
+    attrs = optuna_tables["study_system_attributes"]
+    query = sa.select(attrs.c.key, attrs.c.value_json).where(
+        attrs.c.study_id == study_id, attrs.c.key.in_((UID_KEY, HOME_KEY))
+    )
+    found = {row.key: json.loads(row.value_json) for row in connection.execute(query)}
+    return found.get(UID_KEY) if found.get(HOME_KEY, study_id) == study_id else None

@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "HOME_KEY",
     "OPTUNA_SCHEMA",
     "UID_KEY",
     "attempts",
@@ -46,6 +47,9 @@ OPTUNA_SCHEMA = 12
 
 UID_KEY = "tuner:uid"
 """The study system attribute that holds our uid."""
+
+HOME_KEY = "tuner:study_id"
+"""The study system attribute that holds the id of the study that the uid is of, to tell a copy."""
 
 optuna_base: MetaData = _optuna_models.BaseModel.metadata
 """Optuna's models."""

@@ -97,7 +97,7 @@ class SetParam(Write):
 
 @dataclass(frozen=True, kw_only=True)
 class AddReport(Write):
-    """An intermediate value; the first of a step stands."""
+    """An intermediate value; the last of a step stands, as in Optuna's storages."""
 
     trial_id: int
     step: int

@@ -30,7 +30,7 @@ HOLDER = """
     print("held", flush=True)
     for line in sys.stdin:
         try:
-            lease.commit([AddEvent(study_uid=record.uid, epoch=lease.epoch, kind=line.strip())])
+            lease.fence.commit([AddEvent(study_uid=record.uid, epoch=lease.epoch, kind=line.strip())])
             print("committed", flush=True)
         except LeaseLost as error:
             print("lost", flush=True)
@@ -125,7 +125,7 @@ def test_a_released_lease_is_free_for_the_next(database: Database) -> None:
     assert (first.epoch, second.epoch, second.previous_owner) == (1, 2, None)
     event = AddEvent(study_uid=second.study_uid, epoch=1, kind="late")
     with pytest.raises(LeaseLost):
-        first.commit([event])
+        first.fence.commit([event])
     second.release()
 
 
@@ -170,15 +170,15 @@ def test_of_many_takers_one_wins(database: Database) -> None:
 def test_a_lost_reply_to_commit_is_applied_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = lease_on(database)
     lease.acquire()
-    apply = lease._apply
+    apply = lease.fence._apply
 
     def apply_and_lose_the_reply(seq: int, writes: object) -> object:
-        monkeypatch.setattr(lease, "_apply", apply)
+        monkeypatch.setattr(lease.fence, "_apply", apply)
         apply(seq, writes)  # type: ignore[arg-type]
         raise sa.exc.OperationalError("COMMIT", {}, Exception("connection reset"))
 
-    monkeypatch.setattr(lease, "_apply", apply_and_lose_the_reply)
-    lease.commit([AddEvent(study_uid=lease.study_uid, epoch=lease.epoch, kind="once")])
+    monkeypatch.setattr(lease.fence, "_apply", apply_and_lose_the_reply)
+    lease.fence.commit([AddEvent(study_uid=lease.study_uid, epoch=lease.epoch, kind="once")])
     assert events(database) == ["once"]
     lease.release()
 
@@ -202,7 +202,7 @@ def test_a_locked_database_is_waited_for(sqlite_url: str) -> None:
     assert locked.wait(timeout=10)
     timer = threading.Timer(1.0, release.set)
     timer.start()
-    lease.commit([AddEvent(study_uid=lease.study_uid, epoch=lease.epoch, kind="waited")])
+    lease.fence.commit([AddEvent(study_uid=lease.study_uid, epoch=lease.epoch, kind="waited")])
     thread.join(timeout=30)
     assert events(database) == ["waited"]
     lease.release()

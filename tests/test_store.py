@@ -173,7 +173,7 @@ def test_a_batch_is_one_transaction(held: HeldStudy) -> None:
     held.flush(claim)
     event = AddEvent(study_uid=held.uid, epoch=1, kind="half")
     with pytest.raises(sa.exc.IntegrityError):
-        held.lease.commit([event, claim])  # the second claim of the same attempt
+        held.lease.fence.commit([event, claim])  # the second claim of the same attempt
     with held.lease.database.read() as connection:
         assert connection.execute(sa.select(tables.events)).all() == []
 

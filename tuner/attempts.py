@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -149,7 +149,7 @@ class Attempts:
     def save(self, running: Running, rank: int, world_size: int, saved: Saved) -> None:
         """Make a rank's part of a checkpoint count, then delete what it replaces."""
         trial = self._held.image.trial(running.trial_id)
-        self._held.flush(
+        self._held.add_checkpoint(
             AddCheckpoint(
                 study_uid=self._held.uid,
                 trial_id=running.trial_id,
@@ -199,9 +199,10 @@ class Attempts:
 
     def close_elsewhere(self, trial_id: int) -> None:
         """Another program told a trial of ours: end its open attempt, and drop what is ours."""
+        records = self._held.attempts(trial_id)
         self._held.finished_elsewhere.discard(trial_id)
         self._held.owned.discard(trial_id)
-        for record in self._held.attempts(trial_id):
+        for record in records:
             if record.state != "ended":
                 message = "another program told this trial first; its word stands"
                 self._held.queue(self._ending(record, Reason.FINISHED_ELSEWHERE, message))
@@ -236,6 +237,20 @@ class Attempts:
             self._held.flush()
         return found
 
+    def unstarted(self, known: Container[int]) -> list[Due]:
+        """Claims of ours that were applied although the database was away: trials that nobody started.
+
+        Args:
+            known: numbers of the trials that run or wait to be retried.
+        """
+        self._held.refresh()
+        found = []
+        for record in self._held.attempts():
+            if record.state == "claimed" and record.number not in known and self._runs(record.trial_id):
+                self._held.owned.add(record.trial_id)
+                found.append(self._claimed(record, ()))
+        return found
+
     def _claimed(self, record: AttemptRecord, history: tuple[PastAttempt, ...]) -> Due:
         start = None
         if record.resumed_step is not None:
@@ -256,7 +271,7 @@ class Attempts:
         for one in damaged:
             lost = {"attempt": one.attempt, "step": one.step, "path": one.shards[0].path}
             self._study.event("checkpoint_damaged", lost, trial_id=end.trial_id, attempt=end.attempt)
-        attributes = start.attributes if start else self._first_attributes(end.trial_id)
+        attributes = start.attributes if start else self._held.first_attributes(end.trial_id)
         step = start.step if start else -1
         detail = {"reason": end.reason, "message": end.message, "why": why, "from_step": step, "delay": delay}
         self._study.event("retry", detail, trial_id=end.trial_id, attempt=end.attempt)
@@ -279,19 +294,12 @@ class Attempts:
             resume=start,
         )
 
-    def _first_attributes(self, trial_id: int) -> str:
-        """The trial's attributes when it was first claimed."""
-        for record in self._held.attempts(trial_id):
-            if record.attributes is not None:
-                return record.attributes
-        return attributes_json(None)
-
     def _delete_checkpoints(self, trial_id: int, keep: int) -> None:
         records = self._held.checkpoints(trial_id)
         for attempt, step in retention.expendable(records, keep):
             paths = [one.path for one in records if (one.attempt, one.step) == (attempt, step)]
             drop = DropCheckpoints(study_uid=self._held.uid, trial_id=trial_id, attempt=attempt, step=step)
-            self._held.flush(drop)
+            self._held.drop_checkpoint(drop)
             checkpoint.delete(paths)
 
     def _runs(self, trial_id: int) -> bool:

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_EVERY = 0.25  # seconds: reports are durable within half a second
 REFRESH_EVERY = 0.5  # seconds between looks at what other programs did
+GIVE_UP = 600.0  # seconds without a database and without a running trial
 DRAW_EVERY = 0.2  # seconds between frames of the progress display
 
 
@@ -89,6 +90,8 @@ class Driver:
         self._reasons: collections.Counter[str] = collections.Counter()
         self._failures_in_a_row: list[Outcome] = []
         self._finished_here = 0
+        self._returns = 0
+        self._away_since: float | None = None
         self._began = time.monotonic()
         self._next_flush = self._next_refresh = self._next_draw = 0.0
         self._signals = Signals()
@@ -132,13 +135,35 @@ class Driver:
     def _loop(self) -> None:
         while True:
             self._obey()
-            self._admit()
-            if not self._running and (self._draining or not self._is_work_left()):
+            try:
+                self._admit()
+            except storage.Unavailable as error:
+                log.debug("nothing starts while the database is away: %s", error)
+            idle = not self._running and not self._waits_for_database()
+            if idle and (self._draining or not self._is_work_left()):
                 return
             now = time.monotonic()
             soonest = min((due.due for due in self._due), default=now + FLUSH_EVERY)
             self._executor.poll(min(FLUSH_EVERY, max(0.0, soonest - now)))
             self._tick()
+
+    def _waits_for_database(self) -> bool:
+        """Whether to stay only until what the spill keeps is in the database.
+
+        Raises:
+            Unavailable: it has been away for too long.
+        """
+        if not self._held.away:
+            self._away_since = None
+            return False
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        if now - self._away_since > GIVE_UP:
+            raise storage.Unavailable(
+                f"the database {self._held.lease.database} has been away for {GIVE_UP / 60:g} minutes; "
+                "what was recorded meanwhile is kept on this host, and the next run here puts it in"
+            )
+        return not self._interrupting
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -172,6 +197,11 @@ class Driver:
         for (number, rank), seq in self._unacknowledged.items():
             self._executor.committed(number, rank, seq)
         self._unacknowledged.clear()
+        for trial_id, error in list(self._held.refused.items()):
+            del self._held.refused[trial_id]
+            for running in list(self._running.values()):
+                if running.trial_id == trial_id:
+                    self._kill(running, Reason.REFUSED, str(error))
 
     def _obey(self) -> None:
         """The first signal lets running trials checkpoint and go, the second ends them."""
@@ -194,12 +224,16 @@ class Driver:
 
     def _admit(self) -> None:
         """Fill the free slots: a due retry, then an enqueued trial, then a new one."""
-        while True:
+        if self._held.returned > self._returns:
+            self._due += self._attempts.unstarted({*self._running, *(due.number for due in self._due)})
+            self._returns = self._held.returned
+        while not self._held.away:
             match scheduler.decide(self._counts(), self._settings.n_trials):
                 case scheduler.StartRetry():
                     due = min(self._due, key=lambda one: one.due)
+                    draw = self._attempts.recorded_draw(due)
                     self._due.remove(due)
-                    self._dispatch(due, self._attempts.recorded_draw(due))
+                    self._dispatch(due, draw)
                 case scheduler.StartEnqueued() | scheduler.StartNew():
                     self._dispatch(*self._attempts.ask())
                 case _:
@@ -347,7 +381,7 @@ class Driver:
 
     def _drop_finished_elsewhere(self) -> None:
         """Another program told trials of ours: its word stands, ours ends."""
-        for trial_id in list(self._held.finished_elsewhere):
+        for trial_id in [] if self._held.away else list(self._held.finished_elsewhere):
             self._due = [due for due in self._due if due.trial_id != trial_id]
             for running in list(self._running.values()):
                 if running.trial_id == trial_id and not running.ended:

@@ -245,8 +245,10 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
     with store.errors():
         lease = Lease(database, record.uid, study_name=record.name, run=run)
         lease.acquire()
+        held = None
         try:
-            driven = DrivenStudy(HeldStudy(lease, record), study.sampler, study.pruner)
+            held = HeldStudy(lease, record, patience=0.0)
+            driven = DrivenStudy(held, study.sampler, study.pruner)
             _keep(driven, record, request)
             job = Job(
                 run=run,
@@ -265,6 +267,8 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
             Driver(driven, executor, job, display, lambda: bool(study._stop_flag)).run()
         finally:
             study._thread_local.in_optimize_loop = False
+            if held is not None:
+                held.end()
             lease.release()
             database.dispose()
 

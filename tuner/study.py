@@ -114,7 +114,8 @@ class DrivenStudy(optuna.Study):
                 if name not in self.held.image.trial(trial_id).params:
                     store.set_trial_param(trial_id, name, value, json_to_distribution(text))
             case Report(step=step, value=value):
-                store.set_trial_intermediate_value(trial_id, step, value)
+                if step not in self.held.image.trial(trial_id).intermediate_values:  # the first stands
+                    store.set_trial_intermediate_value(trial_id, step, value)
             case Log(step=step, metrics=metrics):
                 for name, value in metrics.items():
                     metric = AddMetric(
@@ -145,7 +146,7 @@ class DrivenStudy(optuna.Study):
             "step": step,
             "value": None if step is None else _plain(trial.intermediate_values[step]),
             "seq": len(trial.intermediate_values),
-            "finished": sum(1 for one in self.held.image.trials() if one.state.is_finished()),
+            "finished": sum(count for state, count in self.held.image.counts.items() if state.is_finished()),
         }
         self.event("should_prune", inputs, trial_id=trial_id, attempt=attempt)
         self.held.flush()

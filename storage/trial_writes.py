@@ -1,0 +1,268 @@
+"""What the writes of a trial do to Optuna's tables, on an open transaction, many at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.trial import TrialState
+from sqlalchemy.engine import Connection
+
+from storage import attempt_writes, bulk, tables
+from storage.clock import to_utc
+from storage.floats import stored
+from storage.tables import optuna_tables
+from storage.writes import (
+    AddMetric,
+    AddReport,
+    Claim,
+    CreateTrial,
+    FinishTrial,
+    PopWaiting,
+    SetParam,
+    SetStudyAttr,
+    SetTrialAttr,
+    Supersede,
+    attributes_json,
+)
+
+__all__ = [
+    "OPEN",
+    "add_metrics",
+    "add_reports",
+    "create_trials",
+    "finish_trial",
+    "pop_waiting",
+    "set_params",
+    "set_study_attrs",
+    "set_trial_attrs",
+    "supersede",
+]
+
+OPEN = (TrialState.RUNNING, TrialState.WAITING)
+"""The states in which a trial takes writes."""
+
+# ---------------------------------------------------------------------- trials
+
+
+def create_trials(connection: Connection, writes: Sequence[CreateTrial]) -> list[tuple[int, int]]:
+    study_id = writes[0].study_id
+    first_id, number = _next(connection, study_id)
+    ids = _new_ids(connection, first_id, len(writes))
+    rows, params, attrs, reports, values, claims = [], [], [], [], [], []
+    results = []
+    for at, (write, trial_id) in enumerate(zip(writes, ids, strict=True), start=number):
+        template = write.template
+        state = TrialState.RUNNING if template is None else template.state
+        completed = None if template is None else to_utc(template.datetime_complete)
+        rows.append((trial_id, study_id, at, state.name, write.started, completed))
+        results.append((trial_id, at))
+        if template is not None:
+            for name, value in template._params.items():
+                dist = template._distributions[name]
+                internal = float(dist.to_internal_repr(value))
+                params.append(
+                    SetParam(trial_id=trial_id, name=name, value=internal, distribution=_json(dist))
+                )
+            for kind, given in (("user", template._user_attrs), ("system", template._system_attrs)):
+                attrs += [
+                    SetTrialAttr(trial_id=trial_id, kind=kind, key=key, value_json=json.dumps(value))
+                    for key, value in given.items()
+                ]
+            reports += [(trial_id, step, value) for step, value in template.intermediate_values.items()]
+            values += [(trial_id, k, *stored(value)) for k, value in enumerate(template._values or ())]
+        if state == TrialState.RUNNING and write.study_uid:
+            claims.append(
+                Claim(
+                    study_uid=write.study_uid,
+                    trial_id=trial_id,
+                    number=at,
+                    attempt=1,
+                    epoch=write.epoch,
+                    attributes=attributes_json(template),
+                )
+            )
+    columns = ("trial_id", "study_id", "number", "state", "datetime_start", "datetime_complete")
+    bulk.insert(connection, optuna_tables["trials"], columns, rows)
+    set_params(connection, params)
+    set_trial_attrs(connection, attrs)
+    _insert_reports(connection, reports)
+    _insert_values(connection, values)
+    attempt_writes.claims(connection, claims)
+    return results
+
+
+def _next(connection: Connection, study_id: int) -> tuple[int, int]:
+    """The first free id (SQLite only) and the next number of a study, under the study's lock.
+
+    The study's row lock serialises numbers over all programs, as in Optuna; on SQLite the
+    transaction's own lock does. Numbers are dense and grow with the ids, as in Optuna.
+    """
+    if connection.dialect.name != "sqlite":
+        connection.execute(_LOCK_STUDY, {"b_id": study_id})
+    last = connection.execute(_LAST_NUMBER, {"b_id": study_id}).scalar()
+    first = 0
+    if connection.dialect.name == "sqlite":
+        first = (connection.execute(_LAST_ID).scalar() or 0) + 1
+    return first, 0 if last is None else last + 1
+
+
+def _new_ids(connection: Connection, first: int, count: int) -> Sequence[int]:
+    """Ids as the database would give them: of the sequence, so that other programs get others."""
+    if connection.dialect.name == "sqlite":
+        return range(first, first + count)
+    found = connection.exec_driver_sql(
+        "SELECT nextval(pg_get_serial_sequence('trials', 'trial_id')) FROM generate_series(1, %s)", (count,)
+    )
+    return list(found.scalars())
+
+
+_TRIALS = optuna_tables["trials"]
+_LOCK_STUDY = (
+    sa.select(optuna_tables["studies"].c.study_id)
+    .where(optuna_tables["studies"].c.study_id == sa.bindparam("b_id"))
+    .with_for_update()
+)
+_LAST_NUMBER = (
+    sa.select(_TRIALS.c.number)
+    .where(_TRIALS.c.study_id == sa.bindparam("b_id"))
+    .order_by(_TRIALS.c.trial_id.desc())
+    .limit(1)
+)
+_LAST_ID = sa.select(sa.func.max(_TRIALS.c.trial_id))
+
+
+@functools.lru_cache(maxsize=4096)
+def _json(distribution: BaseDistribution) -> str:
+    return distribution_to_json(distribution)
+
+
+def _insert_values(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    columns = ("trial_id", "objective", "value", "value_type")
+    bulk.insert(connection, optuna_tables["trial_values"], columns, rows)
+
+
+_POP = (
+    _TRIALS.update()
+    .where(_TRIALS.c.trial_id == sa.bindparam("b_id"), _TRIALS.c.state == TrialState.WAITING)
+    .values(state=TrialState.RUNNING, datetime_start=sa.bindparam("b_started"))
+)
+
+
+def pop_waiting(connection: Connection, writes: Sequence[PopWaiting]) -> list[bool]:
+    (write,) = writes
+    if connection.execute(_POP, {"b_id": write.trial_id, "b_started": write.started}).rowcount != 1:
+        return [False]
+    if write.study_uid:
+        claim = Claim(
+            study_uid=write.study_uid,
+            trial_id=write.trial_id,
+            number=write.number,
+            attempt=1,
+            epoch=write.epoch,
+            attributes=write.attributes,
+        )
+        attempt_writes.claims(connection, [claim])
+    return [True]
+
+
+_FINISH = (
+    _TRIALS.update()
+    .where(_TRIALS.c.trial_id == sa.bindparam("b_id"), _TRIALS.c.state.in_(OPEN))
+    .values(state=sa.bindparam("b_state"), datetime_complete=sa.bindparam("b_completed"))
+)
+
+
+def finish_trial(connection: Connection, writes: Sequence[FinishTrial]) -> list[bool]:
+    (write,) = writes
+    fields = {"b_id": write.trial_id, "b_state": write.state, "b_completed": write.completed}
+    if connection.execute(_FINISH, fields).rowcount != 1:
+        return [False]
+    _insert_values(
+        connection, [(write.trial_id, k, *stored(value)) for k, value in enumerate(write.values or ())]
+    )
+    if write.end is not None:
+        attempt_writes.end_attempt(connection, [write.end])
+    return [True]
+
+
+# ---------------------------------------------------------------------- what a trial says
+
+
+def set_params(connection: Connection, writes: Sequence[SetParam]) -> None:
+    columns = ("trial_id", "param_name", "param_value", "distribution_json")
+    rows = [(write.trial_id, write.name, write.value, write.distribution) for write in writes]
+    bulk.insert(connection, optuna_tables["trial_params"], columns, rows, key=("trial_id", "param_name"))
+
+
+def add_reports(connection: Connection, writes: Sequence[AddReport]) -> None:
+    _insert_reports(connection, [(write.trial_id, write.step, write.value) for write in writes])
+
+
+def _insert_reports(connection: Connection, reports: Sequence[tuple[int, int, float]]) -> None:
+    columns = ("trial_id", "step", "intermediate_value", "intermediate_value_type")
+    last = {(trial_id, step): value for trial_id, step, value in reports}
+    rows = [(trial_id, step, *stored(value)) for (trial_id, step), value in last.items()]
+    bulk.insert(
+        connection,
+        optuna_tables["trial_intermediate_values"],
+        columns,
+        rows,
+        key=("trial_id", "step"),
+        replace=columns[2:],
+    )
+
+
+def add_metrics(connection: Connection, writes: Sequence[AddMetric]) -> None:
+    columns = ("study_uid", "trial_id", "attempt", "name", "step", "value", "value_type")
+    rows = [
+        (one.study_uid, one.trial_id, one.attempt, one.name, one.step, *stored(one.value)) for one in writes
+    ]
+    bulk.insert(connection, tables.metrics, columns, rows)
+
+
+def set_trial_attrs(connection: Connection, writes: Sequence[SetTrialAttr]) -> None:
+    for kind in ("user", "system"):
+        last = {(one.trial_id, one.key): one.value_json for one in writes if one.kind == kind}
+        table = optuna_tables[f"trial_{kind}_attributes"]
+        _set_attrs(connection, table, "trial_id", last)
+
+
+def set_study_attrs(connection: Connection, writes: Sequence[SetStudyAttr]) -> None:
+    for kind in ("user", "system"):
+        last = {(one.study_id, one.key): one.value_json for one in writes if one.kind == kind}
+        table = optuna_tables[f"study_{kind}_attributes"]
+        _set_attrs(connection, table, "study_id", last)
+
+
+def _set_attrs(connection: Connection, table: sa.Table, owner: str, last: dict[tuple[int, str], str]) -> None:
+    rows = [(of, key, text) for (of, key), text in last.items()]
+    columns, key = (owner, "key", "value_json"), (owner, "key")
+    bulk.insert(connection, table, columns, rows, key=key, replace=("value_json",))
+
+
+def supersede(connection: Connection, writes: Sequence[Supersede]) -> None:
+    (write,) = writes
+    reports = optuna_tables["trial_intermediate_values"]
+    beyond = (reports.c.trial_id == write.trial_id) & (reports.c.step > write.after_step)
+    moved = sa.select(
+        sa.literal(write.study_uid),
+        reports.c.trial_id,
+        sa.literal(write.attempt),
+        reports.c.step,
+        reports.c.intermediate_value,
+        sa.cast(reports.c.intermediate_value_type, sa.String),
+    ).where(beyond)
+    columns = ["study_uid", "trial_id", "attempt", "step", "value", "value_type"]
+    connection.execute(tables.superseded.insert().from_select(columns, moved))
+    connection.execute(reports.delete().where(beyond))
+    for kind, attrs in (("user", write.user_attrs), ("system", write.system_attrs)):
+        table = optuna_tables[f"trial_{kind}_attributes"]
+        connection.execute(table.delete().where(table.c.trial_id == write.trial_id))
+        rows = [{"trial_id": write.trial_id, "key": key, "value_json": text} for key, text in attrs.items()]
+        if rows:
+            connection.execute(table.insert(), rows)
