@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
+import tuner
 from storage import Database, HeldStudy, Lease, Unavailable, journal, studies
 from storage.fence import Fence
 from storage.spill import Spill
@@ -266,3 +267,41 @@ def test_a_locked_sqlite_file_is_waited_for_without_losing_a_report(sqlite_url: 
     other.dispose()
     held.close()
     held.lease.release()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_driven_study_outlives_outages(url: str, outage: Outage, times: int) -> None:
+    study = tuner.create_study("s", storage=url, sampler="random", seed=1)
+    began = iter(range(times))
+
+    def objective(trial: optuna.Trial) -> float:
+        for step in range(5):
+            trial.report(float(step), step)
+        if next(began, None) is not None:
+            outage.on = True
+            threading.Timer(0.7, lambda: setattr(outage, "on", False)).start()
+        return trial.suggest_float("x", 0, 1)
+
+    study = tuner.optimize(study, objective, n_trials=8, executor="inline")
+    trials = study.trials
+    assert [trial.number for trial in trials] == list(range(8))
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert all(len(trial.intermediate_values) == 5 for trial in trials)
+    assert all(trial.params["x"] == trial.value for trial in trials)
+
+
+def test_a_claim_that_was_applied_with_a_lost_reply_is_started(url: str, outage: Outage) -> None:
+    study = tuner.create_study("s", storage=url, sampler="random", seed=1)
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 1:
+            # the tell of this trial is the first transaction from here, the claim of the next the second
+            outage.lost_replies = 2
+            threading.Timer(0.7, lambda: setattr(outage, "on", False)).start()
+            threading.Timer(1.4, lambda: setattr(outage, "on", False)).start()
+        return 1.0
+
+    study = tuner.optimize(study, objective, n_trials=5, executor="inline")
+    assert [(trial.number, trial.state) for trial in study.trials] == [
+        (number, TrialState.COMPLETE) for number in range(5)
+    ]
