@@ -75,6 +75,7 @@ class Database:
         url: SQLAlchemy URL, or what :func:`normalise_url` accepts.
         create: make the file and the tables where there are none. With False a database
             without our tables can still be read.
+        checked: refuse another schema. False for those who look at it or upgrade it.
         timeout: seconds to wait for another program's lock, and for a connection.
 
     Raises:
@@ -82,7 +83,9 @@ class Database:
             nothing has been written.
     """
 
-    def __init__(self, url: str | URL, *, create: bool = True, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str | URL, *, create: bool = True, timeout: float = 30.0, checked: bool = True
+    ) -> None:
         self.url = normalise_url(url if isinstance(url, str) else url.render_as_string(hide_password=False))
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._timeout = timeout
@@ -90,8 +93,9 @@ class Database:
         if self.is_sqlite:
             _check_file(str(self.url.database), create)
         self.engine: Engine = self._make_engine()
-        with self.errors():
-            self._check_schema(create)
+        if checked:
+            with self.errors():
+                self._check_schema(create)
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from storage import tables
-from storage.errors import Refused, StorageError, UnknownStudy
+from storage.errors import LeaseLost, Refused, StorageError, UnknownStudy
 from storage.execution import DROPPED
 from storage.fence import gone
 from storage.held_storage import HeldStorage
@@ -306,7 +306,11 @@ class HeldStudy:
         )
 
     def _commit(self, writes: Sequence[Write], tickets: Sequence[Ticket]) -> list[Any]:
-        results = self._journal.commit(writes, tickets)
+        try:
+            results = self._journal.commit(writes, tickets)
+        except LeaseLost:
+            self.lease.lose()
+            raise
         for write, result in zip(writes, results, strict=True):
             if result is DROPPED and write.trial_id in self.owned:  # type: ignore[attr-defined]
                 self.finished_elsewhere.add(write.trial_id)  # type: ignore[attr-defined]

@@ -65,6 +65,10 @@ class Lease:
         """True once another driver is known to have taken the lease."""
         return self._lost.is_set()
 
+    def lose(self) -> None:
+        """The fence said that another driver has it."""
+        self._lost.set()
+
     def acquire(self) -> None:
         """Take the lease: at once when it is free or its owner is dead on this host, after one
         lease of an unmoved counter otherwise.

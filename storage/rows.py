@@ -7,7 +7,7 @@ import functools
 import gc
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
@@ -71,7 +71,7 @@ def _read(connection: Connection, study_id: int, ids: list[int] | None) -> list[
         cursor.execute(
             f"SELECT trial_id, {columns} FROM {table} WHERE trial_id IN ({chosen}) ORDER BY {order}"  # noqa: S608
         )
-        return cursor
+        return cast(Iterable[tuple[Any, ...]], cursor)
 
     for trial_id, name, value, text in rows(
         "trial_params", "param_name, param_value, distribution_json", "param_id"

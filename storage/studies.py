@@ -12,12 +12,25 @@ import sqlalchemy as sa
 from optuna.study import StudyDirection
 from sqlalchemy.engine import Connection
 
+from storage import bulk
 from storage.clock import utcnow
 from storage.database import Database
 from storage.errors import Refused, UnknownStudy
-from storage.tables import HOME_KEY, UID_KEY, metadata, optuna_base, optuna_tables, studies
+from storage.tables import HOME_KEY, UID_KEY, checkpoints, metadata, optuna_base, optuna_tables, studies
 
-__all__ = ["StudyRecord", "check_name", "create", "delete", "find", "insert", "names", "register"]
+__all__ = [
+    "StudyRecord",
+    "check_name",
+    "checkpoint_paths",
+    "copy_attributes",
+    "create",
+    "delete",
+    "find",
+    "inherit",
+    "insert",
+    "names",
+    "register",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +129,25 @@ def register(
     return found
 
 
+def copy_attributes(source: Connection, target: Connection, old_id: int, new_id: int) -> None:
+    """Optuna's attributes of a study to another, without the mark that makes it ours."""
+    for kind in ("user", "system"):
+        table = optuna_tables[f"study_{kind}_attributes"]
+        rows = source.execute(sa.select(table.c.key, table.c.value_json).where(table.c.study_id == old_id))
+        kept = [(new_id, key, text) for key, text in rows if key not in (UID_KEY, HOME_KEY)]
+        bulk.insert(target, table, ("study_id", "key", "value_json"), kept)
+
+
+def inherit(source: Connection, target: Connection, uid: str, study_id: int) -> str:
+    """Make a study ours with the settings of another; its uid: the same where it is free."""
+    row = source.execute(sa.select(studies).where(studies.c.study_uid == uid)).mappings().one()
+    taken = target.execute(sa.select(studies.c.study_uid).where(studies.c.study_uid == uid)).first()
+    new_uid = uuid.uuid4().hex if taken else uid
+    _mark(target, study_id, new_uid)
+    target.execute(studies.insert().values({**row, "study_uid": new_uid}))
+    return new_uid
+
+
 def delete(database: Database, name: str) -> bool:
     """Delete a study with all that is ours of it, in one transaction; False if there was none.
 
@@ -138,6 +170,13 @@ def delete(database: Database, name: str) -> bool:
     return True
 
 
+def checkpoint_paths(database: Database, uid: str) -> list[str]:
+    """Where the files of a study's checkpoints are."""
+    query = sa.select(checkpoints.c.path).where(checkpoints.c.study_uid == uid)
+    with database.errors(), database.read() as connection:
+        return list(connection.execute(query).scalars())
+
+
 def check_name(name: str) -> None:
     """Refuse a name that one of the databases cannot hold."""
     if not isinstance(name, str) or not name or "\0" in name or len(name) > 512:
@@ -152,16 +191,10 @@ def check_name(name: str) -> None:
 def _register(
     connection: Connection, study_id: int, *, seed: int, sampler: str | None, pruner: str | None
 ) -> None:
-    attrs = optuna_tables["study_system_attributes"]
     uid = _uid(connection, study_id)
     if uid is None:
         uid = uuid.uuid4().hex
-        mine = (attrs.c.study_id == study_id) & attrs.c.key.in_((UID_KEY, HOME_KEY))
-        connection.execute(attrs.delete().where(mine))
-        for key, value in ((UID_KEY, uid), (HOME_KEY, study_id)):
-            connection.execute(
-                attrs.insert().values(study_id=study_id, key=key, value_json=json.dumps(value))
-            )
+        _mark(connection, study_id, uid)
     row = {
         "study_uid": uid,
         "seed": seed,
@@ -201,6 +234,14 @@ def _find(connection: Connection, name: str) -> StudyRecord | None:
         settings=json.loads(row.settings),
         stop_reason=row.stop_reason,
     )
+
+
+def _mark(connection: Connection, study_id: int, uid: str) -> None:
+    attrs = optuna_tables["study_system_attributes"]
+    mine = (attrs.c.study_id == study_id) & attrs.c.key.in_((UID_KEY, HOME_KEY))
+    connection.execute(attrs.delete().where(mine))
+    rows = [(study_id, UID_KEY, json.dumps(uid)), (study_id, HOME_KEY, json.dumps(study_id))]
+    bulk.insert(connection, attrs, ("study_id", "key", "value_json"), rows)
 
 
 def _uid(connection: Connection, study_id: int) -> str | None:

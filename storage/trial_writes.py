@@ -36,6 +36,7 @@ __all__ = [
     "add_reports",
     "create_trials",
     "finish_trial",
+    "new_ids",
     "pop_waiting",
     "set_params",
     "set_study_attrs",
@@ -51,8 +52,8 @@ OPEN = (TrialState.RUNNING, TrialState.WAITING)
 
 def create_trials(connection: Connection, writes: Sequence[CreateTrial]) -> list[tuple[int, int]]:
     study_id = writes[0].study_id
-    first_id, number = _next(connection, study_id)
-    ids = _new_ids(connection, first_id, len(writes))
+    number = _next_number(connection, study_id)
+    ids = new_ids(connection, len(writes))
     rows, params, attrs, reports, values, claims = [], [], [], [], [], []
     results = []
     for at, (write, trial_id) in enumerate(zip(writes, ids, strict=True), start=number):
@@ -96,8 +97,8 @@ def create_trials(connection: Connection, writes: Sequence[CreateTrial]) -> list
     return results
 
 
-def _next(connection: Connection, study_id: int) -> tuple[int, int]:
-    """The first free id (SQLite only) and the next number of a study, under the study's lock.
+def _next_number(connection: Connection, study_id: int) -> int:
+    """The next number of a study, under the study's lock.
 
     The study's row lock serialises numbers over all programs, as in Optuna; on SQLite the
     transaction's own lock does. Numbers are dense and grow with the ids, as in Optuna.
@@ -105,15 +106,15 @@ def _next(connection: Connection, study_id: int) -> tuple[int, int]:
     if connection.dialect.name != "sqlite":
         connection.execute(_LOCK_STUDY, {"b_id": study_id})
     last = connection.execute(_LAST_NUMBER, {"b_id": study_id}).scalar()
-    first = 0
+    return 0 if last is None else int(last) + 1
+
+
+def new_ids(connection: Connection, count: int) -> Sequence[int]:
+    """Trial ids as the database would give them: on PostgreSQL of the sequence, so that other
+    programs get others; on SQLite the next ones, under the lock of the write transaction.
+    """
     if connection.dialect.name == "sqlite":
         first = (connection.execute(_LAST_ID).scalar() or 0) + 1
-    return first, 0 if last is None else last + 1
-
-
-def _new_ids(connection: Connection, first: int, count: int) -> Sequence[int]:
-    """Ids as the database would give them: of the sequence, so that other programs get others."""
-    if connection.dialect.name == "sqlite":
         return range(first, first + count)
     found = connection.exec_driver_sql(
         "SELECT nextval(pg_get_serial_sequence('trials', 'trial_id')) FROM generate_series(1, %s)", (count,)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import tuner
+from tuner.cli.app import _COMMANDS
 
 HOME = Path(__file__).parent.parent
 README = (HOME / "README.md").read_text()
@@ -99,6 +100,6 @@ def test_the_tree_names_every_module() -> None:
         for path in (HOME / package).rglob("*.py")
         if path.name != "__init__.py" and "versions" not in path.parts and path.parent.name != "pages"
     }
-    each_command = {"best.py", "dashboard.py", "doctor.py", "run.py", "stop.py", "studies.py", "trials.py"}
+    each_command = {f"{module}.py" for module in _COMMANDS.values()}
     assert ours - named - (commands & each_command) == set()
     assert named - ours - {"__init__.py"} == set()

@@ -31,7 +31,16 @@ from tuner.assignment import ObjectiveRef
 from tuner.errors import BadObjective
 from tuner.shadow import OWN_PACKAGES, check_folder
 
-__all__ = ["describe", "from_json", "imports", "load", "refer", "refuse_while_importing", "to_json"]
+__all__ = [
+    "describe",
+    "from_json",
+    "imports",
+    "load",
+    "member",
+    "refer",
+    "refuse_while_importing",
+    "to_json",
+]
 
 
 _importing: list[str] = []  # files or modules that are being imported for their objective
@@ -86,6 +95,21 @@ def load(ref: ObjectiveRef) -> Callable[..., Any]:
             f"{ref.name!r} in {ref.file or ref.module} is {type(found).__name__}, not a function"
         )
     return found  # type: ignore[no-any-return]
+
+
+def member(text: str) -> Any:
+    """What ``"FILE.py:NAME"`` names in this process, such as a search space.
+
+    Raises:
+        BadObjective: the file or the name is not there, or the file cannot be imported.
+    """
+    target, colon, name = text.partition(":")
+    path = Path(target).absolute()
+    if not colon or not target.endswith(".py"):
+        raise BadObjective(f"{text!r}: write FILE.py:NAME")
+    if not path.is_file():
+        raise BadObjective(f"there is no file {target}; write FILE.py:NAME")
+    return _attribute(_import(_module_name(path), str(path)), name, target)
 
 
 def describe(ref: ObjectiveRef) -> str:

@@ -27,6 +27,11 @@ _COMMANDS = {
     "show": "trials",
     "best": "best",
     "stop": "stop",
+    "export": "moving",
+    "copy": "moving",
+    "fork": "moving",
+    "delete": "moving",
+    "db": "db",
     "dashboard": "dashboard",
     "doctor": "doctor",
 }

@@ -1,0 +1,228 @@
+"""``tuner export``, ``copy``, ``fork`` and ``delete``: studies on their way elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli.options import json_option, storage_option
+from tuner.cli.printing import print_json
+from tuner.cli.source import driver_of, driver_text, known_study, reading
+from tuner.errors import BadInput, StudyExists, StudyHeld, StudyNotFound
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["copy", "delete", "export", "fork"]
+
+SHOWN = 20  # trials that a fork left out are named up to here
+
+
+@click.command(short_help="Write a study to a CSV or JSON file.")
+@click.argument("name")
+@click.option("--format", "form", metavar="csv|json", default="csv", help="[default: csv]")
+@click.option("--output", metavar="FILE", help="Default: standard output.")
+@storage_option
+def export(name: str, form: str, output: str | None, storage: str | None) -> None:
+    """Write all trials of the study NAME: a row a trial as CSV, or everything as JSON.
+
+    Times are UTC. In JSON infinities and NaN are text, so that every parser reads it.
+
+    \b
+    Examples:
+      tuner export digits > digits.csv
+      tuner export digits --format json --output digits.json
+    """
+    from storage import exports
+
+    if form in ("parquet", "tensorboard"):
+        raise BadInput(f"--format {form!r} is not built yet; choose csv or json")
+    if form not in exports.FORMATS:
+        raise BadInput(f"--format {form!r}: choose csv or json")
+    with reading(storage) as database:
+        known_study(database, name)
+        parts = exports.export(database, name, form)
+        if output is None:
+            for part in parts:
+                sys.stdout.write(part)
+        else:
+            _write(Path(output), parts)
+            click.echo(f"wrote {output}")
+
+
+@click.command(short_help="Copy studies from one database to another.")
+@click.argument("source", metavar="FROM_URL")
+@click.argument("target", metavar="TO_URL")
+@click.option("--study", "names", multiple=True, metavar="NAME", help="Only this one; can be repeated.")
+@click.option("--name", "new_name", metavar="NEW", help="The name of the copy, of one study.")
+@json_option
+def copy(source: str, target: str, names: tuple[str, ...], new_name: str | None, as_json: bool) -> None:
+    """Copy studies with everything of theirs, also between SQLite and PostgreSQL.
+
+    Each study is copied whole or not at all. Files of checkpoints stay where they are; their paths
+    are copied.
+
+    \b
+    Examples:
+      tuner copy sqlite:///tuner.db postgresql://ann@db/tuner
+      tuner copy sqlite:///tuner.db sqlite:///backup.db --study digits
+    """
+    from storage import copies, reads, studies
+    from tuner import store
+
+    if new_name is not None and len(names) != 1:
+        raise BadInput("--name names the copy of one study; say which with --study")
+    with reading(source) as old:
+        known = [] if reads.is_empty(old.engine) else studies.names(old)
+        for name in names:
+            known_study(old, name)
+        new = store.open_database(target, create=True)
+        try:
+            done = []
+            for name in names or known:
+                with _as_public():
+                    done.append(copies.copy(old, new, name, new_name))
+                if not as_json:
+                    one = done[-1]
+                    click.echo(f"copied {name}: {one.trials} trials, {one.reports} reports")
+        finally:
+            new.dispose()
+    if as_json:
+        print_json(done)
+    elif not done:
+        click.echo("there is no study to copy")
+
+
+@click.command(short_help="Take a study's trials into a new study, with a changed space.")
+@click.argument("name")
+@click.argument("new")
+@click.option(
+    "--space",
+    metavar="FILE.py:NAME",
+    help="A dict of Optuna distributions, or a function of the trial.  [default: all finished trials]",
+)
+@storage_option
+@json_option
+def fork(name: str, new: str, space: str | None, storage: str | None, as_json: bool) -> None:
+    """Make the study NEW of the finished trials of NAME that fit a space.
+
+    Those that do not fit are counted and named; running and enqueued trials stay behind. NAME is
+    not changed.
+
+    \b
+    Examples:
+      tuner fork digits digits-2
+      tuner fork digits wider --space train.py:wider_space
+    """
+    from storage import forks
+
+    wanted = None if space is None else _space(space)
+    with reading(storage) as database:
+        known_study(database, name)
+        with _as_public():
+            made = forks.fork(database, name, new, wanted)
+    if as_json:
+        print_json(made)
+        return
+    click.echo(f"{new} has {made.trials} trials of {name}; {len(made.left)} left out")
+    for number, why in list(made.left.items())[:SHOWN]:
+        click.echo(f"  trial {number}: {why}")
+    if len(made.left) > SHOWN:
+        click.echo(f"  and {len(made.left) - SHOWN} more; --json names all")
+
+
+@click.command(short_help="Delete a study from the database.")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--checkpoints", is_flag=True, help="Delete the files of its checkpoints, too.")
+@storage_option
+@click.pass_context
+def delete(ctx: click.Context, name: str, yes: bool, checkpoints: bool, storage: str | None) -> None:
+    """Delete the study NAME with everything that the database has of it. There is no way back.
+
+    \b
+    Examples:
+      tuner delete digits
+      tuner delete digits --yes --checkpoints
+    """
+    from storage import copies, studies
+
+    with reading(storage) as database:
+        study = known_study(database, name)
+        if driver_of(study) == "live":
+            raise StudyHeld(
+                f"study {name!r} is held by a live driver, {driver_text(study)}; "
+                f"end it with 'tuner stop {name}' first"
+            )
+        trials = sum(study.states.values())
+        if not yes:
+            if not sys.stdin.isatty():
+                raise BadInput(f"nobody is there to ask whether to delete {name!r}; give --yes")
+            click.confirm(f"Delete study {name!r} with its {trials} trials from {database}?", abort=True)
+        record = studies.find(database, name)
+        if record is None:
+            raise StudyNotFound(f"study {name!r} was deleted by another program meanwhile")
+        paths = studies.checkpoint_paths(database, record.uid)
+        with _as_public(), copies.undriven(database, record):
+            studies.delete(database, name)
+    click.echo(f"deleted {name} with its {trials} trials")
+    if paths and checkpoints:
+        from tuner import checkpoint
+
+        checkpoint.delete(paths)
+        click.echo(f"deleted {len(paths)} files of checkpoints")
+    elif paths:
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        click.echo(f"its {len(paths)} checkpoint files are still in {folder}")
+
+
+@contextlib.contextmanager
+def _as_public() -> Iterator[None]:
+    """A name that is taken has an error of its own."""
+    import storage
+
+    try:
+        yield
+    except storage.Refused as error:
+        if "already" in str(error):
+            raise StudyExists(str(error)) from error
+        raise
+
+
+def _space(text: str) -> Any:
+    """The object that ``FILE.py:NAME`` names.
+
+    Raises:
+        BadInput: it is neither a dict of distributions nor a function.
+        BadObjective: it is not there.
+    """
+    from tuner import objective
+    from tuner.study import check_space
+
+    return check_space(objective.member(text))
+
+
+def _write(file: Path, parts: Iterable[str]) -> None:
+    """Write a file whole or not at all."""
+    if not file.absolute().parent.is_dir():
+        raise BadInput(f"--output {file}: there is no folder {file.absolute().parent}; create it first")
+    descriptor, temporary = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8", newline="") as out:
+            for part in parts:
+                out.write(part)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise BadInput(f"--output {file}: cannot be written ({error.strerror})") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
