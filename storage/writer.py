@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 PACE = 0.25
 """Seconds until what nobody awaits is committed."""
 
-GATHERED = 20_000
-"""Writes that may gather before the one who adds more has to commit: a bound of memory."""
+GATHERED, TRIAL = 4_000, 20
+"""Rows that may gather before the one who adds more has to commit, and rows of an added trial: a
+bound of memory, and of the time for which one transaction keeps other programs out."""
 
 GAP, BUSY = 0.002, 0.030
 """Seconds: under load the writer leaves the database alone for GAP once it has held it for BUSY.
@@ -101,7 +102,7 @@ class Writer:
             if then is not None:
                 self._tickets.append(Ticket(len(self._queue), len(writes), then))
             self._queue.extend(writes)
-            full = len(self._queue) >= GATHERED
+            full = len(self._queue) + TRIAL * len(self._tickets) >= GATHERED
         if full:
             self.flush()
 

@@ -114,7 +114,7 @@ def test_what_gathers_is_bounded(log: Log) -> None:
         log.writer.add([event(str(at)) for at in range(start, start + 100)])
     log.writer.flush()
     assert [int(kind) for batch in log.batches for kind in batch] == list(range(60_000))
-    assert max(len(batch) for batch in log.batches) <= 20_100
+    assert max(len(batch) for batch in log.batches) <= 4_100
 
 
 def test_closing_writes_what_is_queued(log: Log) -> None:
