@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from storage import Database, StorageError, mask_url, reads
+from storage.conditions import parse_all
 from storage.database import normalise_url
 from storage.views import BestPoint, FailureRow, StudyDetail, StudyRow, TrialDetail, TrialPage
 
@@ -74,17 +75,24 @@ def _study(url: str, name: str) -> StudyDetail | None:
     return None if reads.is_empty(engine) else reads.study(engine, name)
 
 
-def trials(name: str, page: int, states: Sequence[str], sort: str, descending: bool) -> TrialPage:
-    """One page of 50 trials."""
-    return _trials(_url(), name, page, tuple(states), sort, descending)
+def trials(
+    name: str, page: int, states: Sequence[str], sort: str, descending: bool, conditions: str = ""
+) -> TrialPage:
+    """One page of 50 trials that meet the conditions, such as ``lr<0.1 and optimizer=adam``.
+
+    Raises:
+        StorageError: one line that says what is wrong with the conditions, or with ``sort``.
+    """
+    return _trials(_url(), name, page, tuple(states), sort, descending, conditions)
 
 
 @st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
 def _trials(
-    url: str, name: str, page: int, states: tuple[str, ...], sort: str, descending: bool
+    url: str, name: str, page: int, states: tuple[str, ...], sort: str, descending: bool, conditions: str
 ) -> TrialPage:
+    where = parse_all(conditions)
     engine = _database(url).engine
-    return reads.trials(engine, name, page=page, states=states, sort=sort, descending=descending)
+    return reads.trials(engine, name, page=page, states=states, where=where, sort=sort, descending=descending)
 
 
 def trial(name: str, number: int) -> TrialDetail | None:

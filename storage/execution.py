@@ -1,8 +1,8 @@
 """What each write does to the tables, on an open transaction; runs of one kind as one statement.
 
-Writes keep their order where it matters: those that change which trials there are, or whether a
-trial still takes writes (:data:`_BARRIERS`), are never passed by another; between them, writes on
-different tables may change places, and those on one table may not.
+Writes keep their order where it matters: those that change which trials there are, or what they
+hold (:data:`_BARRIERS`), are never passed by another; between them, writes on different tables may
+change places, and those on one table may not.
 """
 
 from __future__ import annotations
@@ -45,15 +45,14 @@ __all__ = ["DROPPED", "execute"]
 DROPPED = object()
 """The result of a write whose trial was finished by another program first."""
 
-_BARRIERS = (CreateTrial, PopWaiting, FinishTrial, Supersede)
+_BARRIERS = (CreateTrial, PopWaiting, Supersede)
 
 
 def execute(connection: Connection, writes: Sequence[Write]) -> list[Any]:
     """Carry out the writes and return their results in order, :data:`DROPPED` where a guarded
     write came too late.
     """
-    guarded = sorted({write.trial_id for write in writes if isinstance(write, GUARDED)})
-    alive = _alive(connection, guarded)
+    alive = _alive(connection, writes)
     results: list[Any] = [None] * len(writes)
     for run in _runs(writes):
         taken = []
@@ -68,9 +67,6 @@ def execute(connection: Connection, writes: Sequence[Write]) -> list[Any]:
             done = _HANDLERS[type(chosen[0])](connection, chosen)
             for at, result in zip(taken, done or itertools.repeat(None), strict=False):
                 results[at] = result
-                write = writes[at]
-                if isinstance(write, FinishTrial):
-                    alive.discard(write.trial_id)
     return results
 
 
@@ -93,12 +89,17 @@ def _runs(writes: Sequence[Write]) -> Iterator[list[int]]:
                     yield list(run)
 
 
-def _alive(connection: Connection, ids: Sequence[int]) -> set[int]:
-    """Of these trials those that are not finished; locked until the commit."""
+def _alive(connection: Connection, writes: Sequence[Write]) -> set[int]:
+    """Ids of the trials whose guarded writes count, locked until the commit: those that are not
+    finished. Those that the batch itself finishes change their state here, which tells the same.
+    """
+    finishing = [write for write in writes if isinstance(write, FinishTrial)]
+    alive = {write.trial_id for write in finishing if trial_writes.finish(connection, write)}
+    others = {write.trial_id for write in writes if isinstance(write, GUARDED)}
+    ids = sorted(others - {write.trial_id for write in finishing})
     trials = optuna_tables["trials"]
-    alive: set[int] = set()
     for start in range(0, len(ids), CHUNK):
-        chosen = list(ids[start : start + CHUNK])
+        chosen = ids[start : start + CHUNK]
         if len(chosen) == 1:
             found = connection.execute(_ONE_ALIVE, {"b_id": chosen[0]})
         else:
@@ -136,7 +137,7 @@ _HANDLERS: dict[type[Write], Callable[[Connection, Any], list[Any] | None]] = {
     DoneCommand: attempt_writes.done_commands,
     DropCheckpoints: attempt_writes.drop_checkpoints,
     EndAttempt: attempt_writes.end_attempt,
-    FinishTrial: trial_writes.finish_trial,
+    FinishTrial: trial_writes.add_outcomes,
     PopWaiting: trial_writes.pop_waiting,
     SetParam: trial_writes.set_params,
     SetStudyAttr: trial_writes.set_study_attrs,

@@ -20,7 +20,7 @@ from storage.clock import to_local, to_utc, utcnow
 from storage.errors import Unavailable
 from storage.execution import DROPPED
 from storage.image import clone
-from storage.limits import check_key, check_step, check_template, to_json
+from storage.limits import check_key, check_step, check_template, check_values, to_json
 from storage.writes import (
     AddReport,
     CreateTrial,
@@ -110,6 +110,9 @@ class HeldStorage(BaseStorage):
         held = self._held
         if template_trial is not None:
             check_template(template_trial)
+            with held.lock:
+                for name, dist in template_trial._distributions.items():
+                    self._check_compatible(name, dist)
         trial = _empty_trial() if template_trial is None else clone(template_trial)
         started = utcnow() if template_trial is None else to_utc(template_trial.datetime_start)
         write = CreateTrial(
@@ -136,10 +139,7 @@ class HeldStorage(BaseStorage):
         with held.lock:
             trial = self._writable(trial_id)
             check_key(param_name)
-            other = self._distribution(param_name)
-            if other is not None:
-                check_distribution_compatibility(other, distribution)
-            self._distributions[param_name] = distribution
+            self._check_compatible(param_name, distribution)
             if param_name in trial._params:
                 return  # the first value stands
             trial._params[param_name] = distribution.to_external_repr(param_value_internal)
@@ -171,6 +171,7 @@ class HeldStorage(BaseStorage):
             )
         now = utcnow()
         numbers = None if values is None else tuple(float(value) for value in values)
+        check_values(numbers)
         end = held.endings.pop(trial_id, None)
         write = FinishTrial(trial_id=trial_id, state=state, values=numbers, completed=now, end=end)
         won = held.flush(write)[0]
@@ -291,14 +292,21 @@ class HeldStorage(BaseStorage):
             held.attributes_set += 1
             held.queue(write)
 
-    def _distribution(self, name: str) -> BaseDistribution | None:
-        """A distribution that a trial of the study has of that parameter, if one has."""
-        if name not in self._distributions:
+    def _check_compatible(self, name: str, given: BaseDistribution) -> None:
+        """Refuse a distribution that Optuna takes for another parameter's.
+
+        Raises:
+            ValueError: of another kind, or with other choices, than the study's trials have.
+        """
+        known = self._distributions.get(name)
+        if known is None:
             for other in reversed(self._held.image.trials()):
                 if name in other._distributions:
-                    self._distributions[name] = other._distributions[name]
+                    known = other._distributions[name]
                     break
-        return self._distributions.get(name)
+        if known is not None and known is not given:
+            check_distribution_compatibility(known, given)
+        self._distributions[name] = given
 
     def _updatable(self, trial_id: int) -> FrozenTrial:
         trial_id = self._id(trial_id)

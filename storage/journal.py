@@ -84,7 +84,7 @@ class Journal:
                 seq, writes, tickets = self._parked[0]
                 results = self._fence.commit(writes, seq=seq, patience=0.0)
                 for ticket in tickets:
-                    if not ticket.done.is_set():
+                    if not ticket.done:
                         ticket.settle(results)
                 self._parked.popleft()
         except Unavailable as error:

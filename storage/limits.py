@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from storage.errors import Refused
 
-__all__ = ["MAX_ATTRIBUTE", "MAX_STEP", "check_key", "check_step", "check_template", "to_json"]
+__all__ = [
+    "MAX_ATTRIBUTE",
+    "MAX_STEP",
+    "check_key",
+    "check_step",
+    "check_template",
+    "check_values",
+    "to_json",
+]
 
 MAX_STEP = 2**31 - 1
 MAX_KEY = 512
@@ -40,10 +49,17 @@ def check_step(step: int) -> None:
         raise Refused(f"step {step} is not within 0 to {MAX_STEP}")
 
 
+def check_values(values: Sequence[float] | None) -> None:
+    """Refuse NaN as an objective's value: Optuna's tables have no room for it."""
+    if values is not None and any(value != value for value in values):
+        raise Refused(f"the values {list(values)} contain NaN; tell the trial as failed instead")
+
+
 def check_template(trial: FrozenTrial) -> None:
     """Refuse an added or enqueued trial that holds a value which a database would refuse."""
-    for name in trial.params:
+    for name in trial._params:
         check_key(name)
+    check_values(trial._values)
     for step in trial.intermediate_values:
         check_step(step)
     for attrs in (trial._user_attrs, trial._system_attrs):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Engine
 
 from storage import selects, tables
+from storage.changes import Changes, Cursor, look
+from storage.filters import Filter
+from storage.pages import page_ids
 from storage.selects import TRIALS, VALUES
 from storage.tables import optuna_tables
 from storage.views import (
@@ -33,6 +37,7 @@ from storage.views import (
 
 __all__ = [
     "best_so_far",
+    "changes",
     "checkpoints",
     "curves",
     "events",
@@ -47,13 +52,15 @@ __all__ = [
 
 def is_empty(engine: Engine) -> bool:
     """Whether a database has no tables of Optuna's yet, so that the other functions would fail."""
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
         return not sa.inspect(connection).has_table("studies")
 
 
 def studies(engine: Engine, search: str = "") -> list[StudyRow]:
     """The studies whose name contains ``search``, newest activity first."""
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
+        if not selects.can_be_stored(search):
+            return []
         names = optuna_tables["studies"]
         query = sa.select(names.c.study_id, names.c.study_name).order_by(names.c.study_id)
         if search:
@@ -66,7 +73,7 @@ def studies(engine: Engine, search: str = "") -> list[StudyRow]:
 
 def study(engine: Engine, name: str) -> StudyDetail | None:
     """The study of that name, or None."""
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
         study_id = selects.study_id(connection, name)
         if study_id is None:
             return None
@@ -86,11 +93,8 @@ def study(engine: Engine, name: str) -> StudyDetail | None:
         query = sa.select(attrs.c.key, attrs.c.value_json).where(attrs.c.study_id == study_id)
         best_params: Mapping[str, Any] = {}
         if row.best_number is not None:
-            chosen = sa.select(TRIALS.c.trial_id).where(
-                TRIALS.c.study_id == study_id, TRIALS.c.number == row.best_number
-            )
-            trial_id = connection.execute(chosen).scalar_one()
-            best_params = selects.params_of(connection, [trial_id]).get(trial_id, {})
+            ids = list(selects.trial_ids(connection, name, [row.best_number]))[:1]
+            best_params = selects.params_of(connection, ids).get(ids[0], {})
         return StudyDetail(
             **row.__dict__,
             seed=ours.get("seed"),
@@ -111,6 +115,7 @@ def trials(
     page: int = 1,
     size: int = 50,
     states: Sequence[str] = (),
+    where: Sequence[Filter] = (),
     sort: str = "number",
     descending: bool = True,
 ) -> TrialPage:
@@ -119,43 +124,47 @@ def trials(
     Args:
         page: from 1.
         states: names of Optuna's states; empty for all.
-        sort: ``number``, ``value`` (first objective; trials without one come last), ``duration``
-            or ``state``.
+        where: all of these must hold; see :mod:`storage.filters`.
+        sort: ``number``, ``state`` (in Optuna's order, running first), ``value`` or ``value:K`` for
+            objective K, ``param:NAME``, ``attr:NAME`` (user attribute), ``duration``, ``started``,
+            ``completed``, ``last_step`` or ``last_value``. A trial without it, or with NaN, comes
+            last in both directions; trials with equal ones are in order of their number, in the
+            same direction. Choices of a categorical parameter that are no numbers come after those
+            that are, by their text.
+
+    Raises:
+        Refused: there is no such order.
+
+    Example:
+        >>> where = [ParamFilter(name="lr", high=0.1), ValueFilter(low=0.9)]
+        >>> reads.trials(engine, "digits", where=where, sort="param:lr", descending=False)
     """
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
         study_id = selects.study_id(connection, name)
         if study_id is None:
             return TrialPage(rows=(), total=0)
-        where = [TRIALS.c.study_id == study_id]
-        if states:
-            where.append(TRIALS.c.state.in_([TrialState[state] for state in states]))
-        count = sa.select(sa.func.count()).select_from(TRIALS).where(*where)
-        total = connection.execute(count).scalar_one()
-        query = sa.select(TRIALS.c.trial_id).where(*where)
-        order: Any = TRIALS.c.number
-        if sort == "value":
-            first = (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0)
-            query = query.outerjoin(VALUES, first)
-            order = VALUES.c.value
-        elif sort == "duration":
-            seconds = sa.func.julianday if engine.dialect.name == "sqlite" else sa.func.date_part
-            end, begin = TRIALS.c.datetime_complete, TRIALS.c.datetime_start
-            order = seconds(end) - seconds(begin) if engine.dialect.name == "sqlite" else end - begin
-        elif sort == "state":
-            order = TRIALS.c.state
-        ordered = order.desc().nulls_last() if descending else order.asc().nulls_last()
-        query = query.order_by(ordered, TRIALS.c.number.desc()).limit(size).offset((max(1, page) - 1) * size)
-        ids = list(connection.execute(query).scalars())
-        return TrialPage(rows=tuple(selects.trial_rows(connection, ids)), total=total)
+        ids, total = page_ids(
+            connection,
+            study_id,
+            states=states,
+            where=where,
+            sort=sort,
+            descending=descending,
+            page=page,
+            size=size,
+        )
+        rows = selects.trial_rows(connection, selects.uid(connection, name), ids)
+        return TrialPage(rows=tuple(rows), total=total)
 
 
 def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
     """One trial with all that is known of it, or None."""
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
         trial_id = selects.trial_id(connection, name, number)
         if trial_id is None:
             return None
-        row = selects.trial_rows(connection, [trial_id])[0]
+        uid = selects.uid(connection, name)
+        row = selects.trial_rows(connection, uid, [trial_id])[0]
         attrs = {}
         for kind in ("user", "system"):
             table = optuna_tables[f"trial_{kind}_attributes"]
@@ -166,7 +175,6 @@ def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
             for key, value in attrs["system"].items()
             if key.startswith("constraints:")
         }
-        uid = selects.uid(connection, name)
         ours: dict[str, Any] = {}
         if uid and selects.have_ours(connection):
             ours = {
@@ -184,7 +192,7 @@ def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
 
 def checkpoints(engine: Engine, name: str, number: int) -> list[CheckpointPart]:
     """The recorded parts of a trial's checkpoints, newest first, ranks in order."""
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
         trial_id, uid = selects.trial_id(connection, name, number), selects.uid(connection, name)
         if trial_id is None or not uid or not selects.have_ours(connection):
             return []
@@ -193,19 +201,37 @@ def checkpoints(engine: Engine, name: str, number: int) -> list[CheckpointPart]:
 
 def curves(engine: Engine, name: str, numbers: Sequence[int]) -> dict[int, list[CurvePoint]]:
     """The reports of some trials, by number."""
-    with engine.connect() as connection:
-        study_id = selects.study_id(connection, name)
-        query = sa.select(TRIALS.c.trial_id, TRIALS.c.number).where(
-            TRIALS.c.study_id == study_id, TRIALS.c.number.in_(list(numbers))
-        )
-        by_id: dict[int, int] = dict(connection.execute(query).all())
+    with selects.view(engine) as connection:
+        by_id = selects.trial_ids(connection, name, numbers)
         found = selects.curves_of(connection, list(by_id))
     return {number: found.get(trial_id, []) for trial_id, number in by_id.items()}
 
 
+def changes(engine: Engine, name: str, since: Cursor | None = None, *, limit: int = 500) -> Changes:
+    """What changed in a study since the cursor of an earlier call; nothing is missed, nothing twice.
+
+    The first call, with None, gives a cursor only: ask for it before the page is read, so that a
+    change in between is given again rather than missed. It costs the same for any number of
+    reports: finished trials are not looked at again.
+
+    Args:
+        limit: where more trials changed, or 100 times as many reports or events are new, the
+            answer is ``anew``: to read the page again is cheaper.
+
+    Example:
+        >>> cursor = reads.changes(engine, "digits").cursor
+        >>> page = reads.trials(engine, "digits")
+        >>> changes = reads.changes(engine, "digits", cursor)  # some time later
+        >>> [(row.number, row.state) for row in changes.trials], changes.reports
+        ([(7, 'COMPLETE'), (9, 'RUNNING')], {7: ((4, 0.91),), 9: ((0, 0.42),)})
+    """
+    with selects.view(engine) as connection:
+        return look(connection, name, since, limit)
+
+
 def best_so_far(engine: Engine, name: str) -> list[BestPoint]:
     """COMPLETE trials of a single objective with finite values, in order of completion."""
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
         study_id = selects.study_id(connection, name)
         ways = selects.directions(connection, [study_id]) if study_id is not None else {}
         if study_id is None or len(ways.get(study_id, ())) != 1:
@@ -214,12 +240,12 @@ def best_so_far(engine: Engine, name: str) -> list[BestPoint]:
             sa.select(TRIALS.c.number, TRIALS.c.datetime_complete, VALUES.c.value)
             .join(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
             .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)
-            .where(VALUES.c.value.is_not(None))
+            .where(VALUES.c.value <= math.inf)  # no NaN
             .order_by(TRIALS.c.datetime_complete, TRIALS.c.number)
         )
         better = min if ways[study_id][0] == "minimize" else max
         points: list[BestPoint] = []
-        for number, moment, value in connection.execute(query):
+        for number, moment, value in connection.execute(query).all():
             best = better(points[-1].best, value) if points else value
             points.append(BestPoint(number=number, completed_at=moment, value=value, best=best))
         return points
@@ -227,7 +253,7 @@ def best_so_far(engine: Engine, name: str) -> list[BestPoint]:
 
 def events(engine: Engine, name: str, limit: int = 100) -> list[EventRow]:
     """The newest lines of the event log, newest first."""
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
         uid = selects.uid(connection, name)
         if not uid or not selects.have_ours(connection):
             return []
@@ -236,7 +262,7 @@ def events(engine: Engine, name: str, limit: int = 100) -> list[EventRow]:
 
 def failures(engine: Engine, name: str) -> list[FailureRow]:
     """FAIL trials by the reason and exception of their last attempt, most frequent first."""
-    with engine.connect() as connection:
+    with selects.view(engine) as connection:
         uid, study_id = selects.uid(connection, name), selects.study_id(connection, name)
         if not uid or not selects.have_ours(connection):
             return []

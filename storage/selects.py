@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection, Engine, Row
 
 from storage import tables
 from storage.floats import unstored
@@ -24,7 +27,8 @@ __all__ = [
     "VALUES",
     "attempt_rows",
     "attempt_summaries",
-    "best_of",
+    "bests_of",
+    "can_be_stored",
     "checkpoint_parts",
     "curves_of",
     "directions",
@@ -38,8 +42,10 @@ __all__ = [
     "study_rows",
     "superseded",
     "trial_id",
+    "trial_ids",
     "trial_rows",
     "uid",
+    "view",
 ]
 
 TRIALS = optuna_tables["trials"]
@@ -47,21 +53,57 @@ VALUES = optuna_tables["trial_values"]
 PARAMS = optuna_tables["trial_params"]
 REPORTS = optuna_tables["trial_intermediate_values"]
 
+_REPORT = (
+    REPORTS.c.trial_id,
+    REPORTS.c.step,
+    REPORTS.c.intermediate_value,
+    sa.type_coerce(REPORTS.c.intermediate_value_type, sa.String),  # thousands of rows: no enum of each
+)
+
+
+@contextlib.contextmanager
+def view(engine: Engine) -> Iterator[Connection]:
+    """A connection whose statements all see the database at one moment."""
+    options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    with engine.connect().execution_options(**options) as connection, connection.begin():
+        if engine.dialect.name == "sqlite":
+            raw = connection.connection.dbapi_connection
+            if raw is not None and not raw.in_transaction:  # an engine that is not of storage.database
+                connection.exec_driver_sql("BEGIN")
+        yield connection
+
 
 def from_json(text: str | None) -> Any:
     return json.loads(text) if text else None
 
 
 def have_ours(connection: Connection) -> bool:
-    return bool(sa.inspect(connection).has_table(tables.attempts.name))
+    """Whether our tables are there."""
+    if connection.dialect.name == "sqlite":
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = ?"
+    else:
+        query = "SELECT to_regclass(%s)::text"
+    return connection.exec_driver_sql(query, (tables.attempts.name,)).scalar() is not None
+
+
+def can_be_stored(text: str) -> bool:
+    """False for a text with a NUL or a lone surrogate: PostgreSQL refuses to look for one."""
+    try:
+        return "\0" not in text and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def study_id(connection: Connection, name: str) -> int | None:
+    if not can_be_stored(name):
+        return None
     table = optuna_tables["studies"]
     return connection.execute(sa.select(table.c.study_id).where(table.c.study_name == name)).scalar()
 
 
 def uid(connection: Connection, name: str) -> str:
+    if not can_be_stored(name):
+        return ""
     attrs, names = optuna_tables["study_system_attributes"], optuna_tables["studies"]
     query = sa.select(attrs.c.value_json).join(names, names.c.study_id == attrs.c.study_id)
     text = connection.execute(query.where(names.c.study_name == name, attrs.c.key == UID_KEY)).scalar()
@@ -69,10 +111,24 @@ def uid(connection: Connection, name: str) -> str:
 
 
 def trial_id(connection: Connection, name: str, number: int) -> int | None:
-    query = sa.select(TRIALS.c.trial_id).where(
-        TRIALS.c.study_id == study_id(connection, name), TRIALS.c.number == number
+    return next((one for one, of in trial_ids(connection, name, [number]).items() if of == number), None)
+
+
+def trial_ids(connection: Connection, name: str, numbers: Sequence[int]) -> dict[int, int]:
+    """The numbers of those trials that there are, by trial id."""
+    study = study_id(connection, name)
+    numbers = [number for number in numbers if 0 <= number < 2**31]
+    if study is None or not numbers:
+        return {}
+    query = sa.select(TRIALS.c.trial_id, TRIALS.c.number).where(
+        TRIALS.c.study_id == study, TRIALS.c.number.in_(numbers)
     )
-    return connection.execute(query).scalar()
+    if (
+        connection.dialect.name == "sqlite"
+    ):  # its index on the study is sorted by id, and numbers grow with it
+        of_study = sa.select(sa.func.min(TRIALS.c.trial_id)).where(TRIALS.c.study_id == study)
+        query = query.where(TRIALS.c.trial_id >= of_study.scalar_subquery() + min(numbers))
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def directions(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
@@ -112,12 +168,14 @@ def study_rows(connection: Connection, names: Mapping[int, str]) -> list[StudyRo
         for table, into in ((tables.studies, rows), (tables.leases, leases)):
             chosen = sa.select(table).where(table.c.study_uid.in_(list(uids.values())))
             into.update({row.study_uid: row for row in connection.execute(chosen)})
+    single = [study_id for study_id in ids if len(ways_of.get(study_id, ())) == 1]
+    bests = bests_of(connection, single) if single else {}
     found = []
     for study_id, name in names.items():
         uid = uids.get(study_id, "")
         row, lease = rows.get(uid), leases.get(uid)
         ways = ways_of.get(study_id, ())
-        best = best_of(connection, study_id, ways) if len(ways) == 1 else None
+        best = bests.get(study_id)
         times = [*moments[study_id], *([lease.renewed_at] if lease is not None and lease.owner else [])]
         settings = from_json(row.settings) if row is not None else {}
         found.append(
@@ -140,18 +198,22 @@ def study_rows(connection: Connection, names: Mapping[int, str]) -> list[StudyRo
     return found
 
 
-def best_of(connection: Connection, study_id: int, directions: Sequence[str]) -> tuple[int, float] | None:
-    order = VALUES.c.value.asc() if directions[0] == "minimize" else VALUES.c.value.desc()
-    query = (
-        sa.select(TRIALS.c.number, VALUES.c.value)
-        .join(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)
-        .where(VALUES.c.value.is_not(None))
-        .order_by(order, TRIALS.c.number)
-        .limit(1)
-    )
-    row = connection.execute(query).first()
-    return None if row is None else (row.number, row.value)
+def bests_of(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[int, float]]:
+    """Number and value of the best COMPLETE trial by study, of the first objective's finite values."""
+    ways = optuna_tables["study_directions"]
+    loss = sa.case((ways.c.direction == StudyDirection.MAXIMIZE, -VALUES.c.value), else_=VALUES.c.value)
+    complete = (TRIALS.c.state == TrialState.COMPLETE) & (VALUES.c.value <= math.inf)  # no NaN
+
+    def of_complete(*columns: Any) -> sa.Select[Any]:
+        query = sa.select(TRIALS.c.study_id, *columns).where(complete, TRIALS.c.study_id.in_(list(ids)))
+        query = query.join(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
+        return query.join(ways, (ways.c.study_id == TRIALS.c.study_id) & (ways.c.objective == 0))
+
+    least = of_complete(sa.func.min(loss).label("loss")).group_by(TRIALS.c.study_id).subquery()
+    query = of_complete(sa.func.min(TRIALS.c.number), VALUES.c.value)
+    query = query.join(least, (least.c.study_id == TRIALS.c.study_id) & (least.c.loss == loss))
+    rows = connection.execute(query.group_by(TRIALS.c.study_id, VALUES.c.value))
+    return {study_id: (number, value) for study_id, number, value in rows}
 
 
 def params_of(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -159,26 +221,30 @@ def params_of(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str,
         PARAMS.c.trial_id, PARAMS.c.param_name, PARAMS.c.param_value, PARAMS.c.distribution_json
     ).where(PARAMS.c.trial_id.in_(list(ids)))
     found: dict[int, dict[str, Any]] = {}
-    for trial_id, name, value, text in connection.execute(query.order_by(PARAMS.c.param_id)):
+    for trial_id, name, value, text in connection.execute(query.order_by(PARAMS.c.param_id)).all():
         found.setdefault(trial_id, {})[name] = distribution(text).to_external_repr(value)
     return found
 
 
-def curves_of(connection: Connection, ids: Sequence[int]) -> dict[int, list[CurvePoint]]:
-    query = sa.select(
-        REPORTS.c.trial_id,
-        REPORTS.c.step,
-        REPORTS.c.intermediate_value,
-        REPORTS.c.intermediate_value_type,
-    ).where(REPORTS.c.trial_id.in_(list(ids)))
-    found: dict[int, list[CurvePoint]] = {}
-    for trial_id, step, value, kind in connection.execute(query.order_by(REPORTS.c.step)):
-        found.setdefault(trial_id, []).append((step, unstored(value, kind.name)))
+def curves_of(
+    connection: Connection, ids: Sequence[int], *, after: Mapping[int, int] | None = None
+) -> dict[int, list[CurvePoint]]:
+    """Reports by trial, by step; with ``after`` only those with an id above the trial's one there."""
+    query = sa.select(*_REPORT)
+    if after is None:
+        query = query.where(REPORTS.c.trial_id.in_(list(ids)))
+    else:
+        newer = REPORTS.c.trial_intermediate_value_id
+        query = query.where(sa.or_(*((REPORTS.c.trial_id == one) & (newer > after[one]) for one in ids)))
+    found: dict[int, list[CurvePoint]] = {trial_id: [] for trial_id in ids}
+    rows = connection.execute(query.order_by(REPORTS.c.step)).all()  # far quicker than one by one
+    for trial_id, step, value, kind in rows:
+        found[trial_id].append((step, value if kind == "FINITE" else unstored(value, kind)))
     return found
 
 
-def trial_rows(connection: Connection, ids: Sequence[int]) -> list[TrialRow]:
-    """The trials of these ids, in their order."""
+def trial_rows(connection: Connection, uid: str, ids: Sequence[int]) -> list[TrialRow]:
+    """The trials of these ids, all of the study with this uid ("" for none), in their order."""
     rows = {
         row.trial_id: row for row in connection.execute(sa.select(TRIALS).where(TRIALS.c.trial_id.in_(ids)))
     }
@@ -188,7 +254,7 @@ def trial_rows(connection: Connection, ids: Sequence[int]) -> list[TrialRow]:
         values.setdefault(row.trial_id, []).append(unstored(row.value, row.value_type.name))
     params = params_of(connection, ids)
     lasts = last_reports(connection, ids)
-    attempts = attempt_summaries(connection, ids)
+    attempts = attempt_summaries(connection, uid, ids)
     found = []
     for trial_id in ids:
         row = rows[trial_id]
@@ -217,40 +283,30 @@ def trial_rows(connection: Connection, ids: Sequence[int]) -> list[TrialRow]:
 
 
 def last_reports(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[int, float]]:
-    newest = (
-        sa.select(REPORTS.c.trial_id, sa.func.max(REPORTS.c.step).label("step"))
-        .where(REPORTS.c.trial_id.in_(list(ids)))
-        .group_by(REPORTS.c.trial_id)
-        .subquery()
-    )
-    same = (newest.c.trial_id == REPORTS.c.trial_id) & (newest.c.step == REPORTS.c.step)
-    query = sa.select(
-        REPORTS.c.trial_id,
-        REPORTS.c.step,
-        REPORTS.c.intermediate_value,
-        REPORTS.c.intermediate_value_type,
-    ).join(newest, same)
+    others = REPORTS.alias()
+    newest = sa.select(sa.func.max(others.c.step)).where(others.c.trial_id == TRIALS.c.trial_id)
+    newest = newest.correlate(TRIALS)
+    last = (REPORTS.c.trial_id == TRIALS.c.trial_id) & (REPORTS.c.step == newest.scalar_subquery())
+    query = sa.select(*_REPORT).select_from(sa.join(TRIALS, REPORTS, last))
+    query = query.where(TRIALS.c.trial_id.in_(list(ids)))
     return {
-        trial_id: (step, unstored(value, kind.name))
-        for trial_id, step, value, kind in connection.execute(query)
+        trial_id: (step, unstored(value, kind)) for trial_id, step, value, kind in connection.execute(query)
     }
 
 
-def attempt_summaries(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[int, str, str, str]]:
+def attempt_summaries(
+    connection: Connection, uid: str, ids: Sequence[int]
+) -> dict[int, tuple[int, str, str, str]]:
     """By trial: how many attempts, state of an open one, and the newest end's reason and message."""
-    if not have_ours(connection):
+    if not uid or not have_ours(connection):
         return {}
     table = tables.attempts
-    names = optuna_tables["study_system_attributes"]
-    uid = sa.select(names.c.value_json).join(TRIALS, TRIALS.c.study_id == names.c.study_id)
-    uid = uid.where(TRIALS.c.trial_id.in_(list(ids)), names.c.key == UID_KEY).limit(1)
-    text = connection.execute(uid).scalar()
-    if text is None:
-        return {}
-    query = sa.select(table.c.trial_id, table.c.state, table.c.reason, table.c.message)
-    query = query.where(table.c.trial_id.in_(list(ids)), table.c.study_uid == json.loads(text))
+    columns = (table.c.study_uid, table.c.trial_id, table.c.state, table.c.reason, table.c.message)
+    query = sa.select(*columns).where(table.c.trial_id.in_(list(ids))).order_by(table.c.attempt)
     found: dict[int, tuple[int, str, str, str]] = {}
-    for trial_id, state, reason, message in connection.execute(query.order_by(table.c.attempt)):
+    for of, trial_id, state, reason, message in connection.execute(query):
+        if of != uid:  # of a deleted study; in SQL SQLite would read every attempt of the study
+            continue
         count, live, last, said = found.get(trial_id, (0, "", "", ""))
         if state == "ended":
             live, last, said = "", reason or "", message or ""
@@ -318,10 +374,15 @@ def metrics(connection: Connection, uid: str, trial_id: int) -> dict[str, tuple[
     return {name: tuple(sorted(points.items())) for name, points in found.items()}
 
 
-def event_rows(connection: Connection, uid: str, trial_id: int | None, limit: int) -> list[EventRow]:
+def event_rows(
+    connection: Connection, uid: str, trial_id: int | None, limit: int, *, after: int = 0
+) -> list[EventRow]:
+    """The newest ``limit`` events with an id above ``after``, newest first."""
+    if limit <= 0:
+        return []
     table = tables.events
     query = sa.select(table, TRIALS.c.number).outerjoin(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
-    query = query.where(table.c.study_uid == uid)
+    query = query.where(table.c.study_uid == uid, table.c.event_id > after)
     if trial_id is not None:
         query = query.where(table.c.trial_id == trial_id)
     return [

@@ -24,7 +24,7 @@ from storage.clock import to_utc, utcnow
 from storage.database import Database
 from storage.execution import DROPPED, execute
 from storage.image import StudyImage, clone
-from storage.limits import check_key, check_step, check_template, to_json
+from storage.limits import check_key, check_step, check_template, check_values, to_json
 from storage.rows import distribution, read_trials
 from storage.tables import optuna_tables
 from storage.writes import (
@@ -161,6 +161,8 @@ class SharedStorage(BaseStorage):
         )
         with self._database.errors(), self._database.write() as connection:
             self._name(connection, study_id)
+            for name, dist in ({} if write.template is None else write.template.distributions).items():
+                self._check_compatible(connection, study_id, name, dist)
             return int(execute(connection, [write])[0][0])
 
     def set_trial_param(
@@ -183,6 +185,7 @@ class SharedStorage(BaseStorage):
     ) -> bool:
         now = utcnow()
         numbers = None if values is None else tuple(float(value) for value in values)
+        check_values(numbers)
         write: Write
         if state == TrialState.RUNNING:
             write = PopWaiting(study_uid="", trial_id=trial_id, number=0, epoch=0, started=now, attributes="")

@@ -33,9 +33,10 @@ from storage.writes import (
 __all__ = [
     "OPEN",
     "add_metrics",
+    "add_outcomes",
     "add_reports",
     "create_trials",
-    "finish_trial",
+    "finish",
     "new_ids",
     "pop_waiting",
     "set_params",
@@ -52,8 +53,7 @@ OPEN = (TrialState.RUNNING, TrialState.WAITING)
 
 def create_trials(connection: Connection, writes: Sequence[CreateTrial]) -> list[tuple[int, int]]:
     study_id = writes[0].study_id
-    number = _next_number(connection, study_id)
-    ids = new_ids(connection, len(writes))
+    ids, number = _next(connection, study_id, len(writes))
     rows, params, attrs, reports, values, claims = [], [], [], [], [], []
     results = []
     for at, (write, trial_id) in enumerate(zip(writes, ids, strict=True), start=number):
@@ -97,16 +97,20 @@ def create_trials(connection: Connection, writes: Sequence[CreateTrial]) -> list
     return results
 
 
-def _next_number(connection: Connection, study_id: int) -> int:
-    """The next number of a study, under the study's lock.
+def _next(connection: Connection, study_id: int, count: int) -> tuple[Sequence[int], int]:
+    """Ids of new trials and the first of their numbers, under the study's lock.
 
     The study's row lock serialises numbers over all programs, as in Optuna; on SQLite the
     transaction's own lock does. Numbers are dense and grow with the ids, as in Optuna.
     """
-    if connection.dialect.name != "sqlite":
+    if connection.dialect.name == "sqlite":
+        first, last = connection.execute(_LAST, {"b_id": study_id}).one()
+        ids: Sequence[int] = range((first or 0) + 1, (first or 0) + 1 + count)
+    else:
         connection.execute(_LOCK_STUDY, {"b_id": study_id})
-    last = connection.execute(_LAST_NUMBER, {"b_id": study_id}).scalar()
-    return 0 if last is None else int(last) + 1
+        rows = connection.execute(_NEXT, {"b_id": study_id, "b_count": count}).all()
+        ids, last = [row[0] for row in rows], rows[0][1]
+    return ids, 0 if last is None else int(last) + 1
 
 
 def new_ids(connection: Connection, count: int) -> Sequence[int]:
@@ -114,12 +118,9 @@ def new_ids(connection: Connection, count: int) -> Sequence[int]:
     programs get others; on SQLite the next ones, under the lock of the write transaction.
     """
     if connection.dialect.name == "sqlite":
-        first = (connection.execute(_LAST_ID).scalar() or 0) + 1
+        first = (connection.execute(sa.select(sa.func.max(_TRIALS.c.trial_id))).scalar() or 0) + 1
         return range(first, first + count)
-    found = connection.exec_driver_sql(
-        "SELECT nextval(pg_get_serial_sequence('trials', 'trial_id')) FROM generate_series(1, %s)", (count,)
-    )
-    return list(found.scalars())
+    return [row[0] for row in connection.execute(_NEXT, {"b_id": -1, "b_count": count})]
 
 
 _TRIALS = optuna_tables["trials"]
@@ -133,8 +134,13 @@ _LAST_NUMBER = (
     .where(_TRIALS.c.study_id == sa.bindparam("b_id"))
     .order_by(_TRIALS.c.trial_id.desc())
     .limit(1)
+    .scalar_subquery()
 )
-_LAST_ID = sa.select(sa.func.max(_TRIALS.c.trial_id))
+_LAST = sa.select(sa.select(sa.func.max(_TRIALS.c.trial_id)).scalar_subquery(), _LAST_NUMBER)
+_NEXT = sa.select(
+    sa.func.nextval(sa.func.pg_get_serial_sequence("trials", "trial_id")), _LAST_NUMBER
+).select_from(sa.func.generate_series(1, sa.bindparam("b_count", type_=sa.Integer)).alias("new"))
+"""On PostgreSQL: a row with an id for each new trial, and the study's last number."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -178,17 +184,24 @@ _FINISH = (
 )
 
 
-def finish_trial(connection: Connection, writes: Sequence[FinishTrial]) -> list[bool]:
-    (write,) = writes
+def finish(connection: Connection, write: FinishTrial) -> bool:
+    """Change the state of a trial that is not finished; whether this did it."""
     fields = {"b_id": write.trial_id, "b_state": write.state, "b_completed": write.completed}
-    if connection.execute(_FINISH, fields).rowcount != 1:
-        return [False]
+    return bool(connection.execute(_FINISH, fields).rowcount == 1)
+
+
+def add_outcomes(connection: Connection, writes: Sequence[FinishTrial]) -> list[bool]:
+    """The values of finished trials, and the ends of their attempts."""
     _insert_values(
-        connection, [(write.trial_id, k, *stored(value)) for k, value in enumerate(write.values or ())]
+        connection,
+        [
+            (write.trial_id, k, *stored(value))
+            for write in writes
+            for k, value in enumerate(write.values or ())
+        ],
     )
-    if write.end is not None:
-        attempt_writes.end_attempt(connection, [write.end])
-    return [True]
+    attempt_writes.end_attempt(connection, [write.end for write in writes if write.end is not None])
+    return [True] * len(writes)
 
 
 # ---------------------------------------------------------------------- what a trial says

@@ -37,13 +37,18 @@ PENDING = object()
 
 
 class Ticket:
-    """Writes of one caller that stand or fall together; ``then`` gets their results."""
+    """Writes of one caller that stand or fall together; ``then`` gets their results.
+
+    Attributes:
+        event: set when ``done``, for one who waits.
+    """
 
     def __init__(self, start: int, count: int, then: Callable[[Sequence[Any]], None] | None = None) -> None:
         self.start = start
         self.count = count
         self.then = then
-        self.done = threading.Event()
+        self.done = False
+        self.event: threading.Event | None = None
         self.results: Sequence[Any] = ()
         self.error: StorageError | None = None
 
@@ -55,12 +60,17 @@ class Ticket:
         self.results = mine
         if self.then is not None:
             self.then(mine)
-        self.done.set()
+        self._end()
 
     def fail(self, error: StorageError) -> None:
         """The writes were not, and will not be, carried out."""
         self.error = error
-        self.done.set()
+        self._end()
+
+    def _end(self) -> None:
+        self.done = True
+        if self.event is not None:
+            self.event.set()
 
 
 class Writer:
@@ -120,12 +130,13 @@ class Writer:
         """
         with self._gathering:
             ticket = Ticket(len(self._queue), len(writes))
+            ticket.event = threading.Event()
             self._tickets.append(ticket)
             self._queue.extend(writes)
         with self._committing:
-            if not ticket.done.is_set():
+            if not ticket.done:
                 self._commit_gathered()
-        if not ticket.done.wait(patience):
+        if not ticket.event.wait(patience):
             raise Unavailable("the database is away, and nothing new can start; what runs goes on")
         if ticket.error is not None:
             raise ticket.error
@@ -159,7 +170,7 @@ class Writer:
             self._apply(writes, tickets)
         except StorageError as error:
             for ticket in tickets:
-                if not ticket.done.is_set():
+                if not ticket.done:
                     ticket.fail(error)
             raise
         finally:
@@ -181,7 +192,7 @@ class Writer:
             self._salvage(_units(writes, tickets), error)
             results = [None] * len(writes)  # for those who only wait for what was before them
         for ticket in tickets:
-            if not ticket.done.is_set():
+            if not ticket.done:
                 ticket.settle(results)
 
     def _salvage(self, units: Sequence[_Unit], error: Refused) -> None:

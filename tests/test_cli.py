@@ -154,6 +154,7 @@ BAD_USE = {
     "unknown trial": (["show", "objective", "99"], "its trials are 0 to 2"),
     "unknown state": (["trials", "objective", "--state", "x"], "'X'"),
     "unknown sort": (["trials", "objective", "--sort", "x"], "'x'"),
+    "bad condition": (["trials", "objective", "--where", "lr!=3"], "condition 'lr!=3'"),
     "unknown format": (["best", "objective", "--format", "xml"], "'xml'"),
     "front format": (["best", "two", "--format", "json"], "Pareto front"),
     "not a number": (["show", "objective", "x"], "'x'"),
@@ -436,6 +437,12 @@ def test_trials_can_be_filtered_sorted_and_paged(run: Run) -> None:
     assert "exception" in out
     assert "1 of 2 trials (page 1 of 2)" in out
     assert "0 of 0 trials" in run("trials", "fails", "--state", "pruned")[1]
+    where = ("--where", "value>2", "--where", "number<4", "--sort", "value:0", "--json")
+    page = json.loads(run("trials", "constrained", *where)[1])
+    values = [row["values"][0] for row in page["trials"]]
+    assert values == sorted(values)
+    assert min(values) > 2
+    assert page["total"] == len(values) < 4
 
 
 def test_show_has_set_up_curve_attempts_and_traceback(run: Run) -> None:

@@ -73,6 +73,17 @@ def test_the_address_chooses_page_state_and_order(storage: str) -> None:
     assert next(iter(page(study="main", order="asc").dataframe[-1].value["Trial"])) == 0
     assert list(page(study="main", page="99").dataframe[-1].value["Trial"]) == [4, 3, 2, 1, 0]
     assert len(page(study="main", page="99999999999").dataframe[-1].value) == 50
+    assert (
+        list(page(study="main", where="number<3 and x>=0", sort="param:x").dataframe[-1].value["Trial"])[3:]
+        == []
+    )
+    assert list(page(study="main", where="number=7", sort="nonsense").dataframe[-1].value["Trial"]) == [7]
+
+
+def test_a_bad_condition_is_said_in_one_line(storage: str) -> None:
+    test = page(study="main", where="<b>x</b>!=3")
+    assert "is not among the signs" in test.error[0].value
+    assert "<b>" not in test.error[0].value
 
 
 def test_a_failed_trial_shows_why(storage: str) -> None:

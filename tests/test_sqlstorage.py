@@ -326,3 +326,21 @@ for trial in optuna.load_study(study_name="s", storage=sys.argv[1]).trials + stu
     environment = {**os.environ, "TZ": "Asia/Tokyo"}
     done = subprocess.run([sys.executable, "-c", code, url], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("leased", [False, True], ids=["shared", "held"])
+def test_an_added_trial_of_another_space_is_refused(storage: SqlStorage, leased: bool) -> None:
+    study = study_on(storage)
+    with storage.lease("s") if leased else contextlib.nullcontext():
+        study.add_trial(
+            create_trial(params={"k": "a"}, distributions={"k": CategoricalDistribution(["a"])}, value=1.0)
+        )
+        with pytest.raises(ValueError, match="CategoricalDistribution does not support dynamic"):
+            study.add_trial(
+                create_trial(
+                    params={"k": "b"}, distributions={"k": CategoricalDistribution(["b"])}, value=1.0
+                )
+            )
+        with pytest.raises(Refused, match="NaN"):
+            storage.set_trial_state_values(study.ask()._trial_id, TrialState.COMPLETE, [float("nan")])
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]

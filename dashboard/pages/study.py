@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
 
 from dashboard import charts, data, driver, links, trial_view
 from dashboard.theme import STATES, ago, duration, escape, number, params_text
-from storage.views import StudyDetail, TrialRow
+from storage import StorageError
+from storage.views import StudyDetail, TrialPage, TrialRow
 
 __all__ = ["show"]
 
 _PAGE = 50
 _COUNTERS = {"Complete": "COMPLETE", "Pruned": "PRUNED", "Failed": "FAIL", "Running": "RUNNING"}
-_SORTS = {"number": "number", "value": "value", "duration": "duration", "state": "state"}
+_SORTS = ("number", "value", "duration", "state", "last_step")
 
 
 def show() -> None:
@@ -40,7 +42,7 @@ def show() -> None:
     with setup:
         _best(study)
     _failures(name)
-    _trials(name)
+    _trials(name, list(study.best_params))
     _setup(study)
 
 
@@ -120,35 +122,53 @@ def _failures(name: str) -> None:
         st.dataframe(frame, hide_index=True, width="stretch")
 
 
-def _trials(name: str) -> None:
+def _trials(name: str, params: Sequence[str]) -> None:
     st.subheader("Trials")
     asked = [state for state in links.asked("state").upper().split(",") if state in STATES]
     left, middle, right = st.columns([3, 2, 1], vertical_alignment="bottom")
     states = left.pills("State", list(STATES), selection_mode="multi", default=asked, format_func=str.lower)
     sort_asked = links.asked("sort", "number")
-    options = list(_SORTS)
-    at = options.index(sort_asked) if sort_asked in _SORTS else 0
+    options = [*_SORTS, *(f"param:{param}" for param in params)]
+    if sort_asked not in options and sort_asked.startswith(("attr:", "param:", "value:")):
+        options.append(sort_asked)
+    at = options.index(sort_asked) if sort_asked in options else 0
     sort = middle.selectbox("Sort by", options, index=at)
     descending = right.toggle("descending", value=links.asked("order") != "asc")
+    conditions = st.text_input(
+        "Conditions", links.asked("where"), placeholder="lr<0.1 and optimizer=adam and value>0.9"
+    ).strip()
     page_asked = max(1, links.asked_number("page", 1) or 1)
-    found = data.trials(name, page_asked, states, sort, descending)
+    try:
+        found, page_asked = _found(name, page_asked, states, sort, descending, conditions)
+    except StorageError as error:
+        st.error(escape(str(error)))
+        return
     pages = max(1, (found.total - 1) // _PAGE + 1)
-    if page_asked > pages:
-        page_asked = pages
-        found = data.trials(name, pages, states, sort, descending)
     links.update(
         {
             "state": ",".join(states),
+            "where": conditions,
             "sort": sort if sort != "number" else None,
             "order": None if descending else "asc",
             "page": page_asked if page_asked > 1 else None,
         }
     )
     if not found.rows:
-        st.caption("No trial is in this state." if states else "No trial yet.")
+        st.caption("No trial is like this." if states or conditions else "No trial yet.")
         return
     _table(name, found.rows)
     _pager(found.total, page_asked, pages)
+
+
+def _found(
+    name: str, page: int, states: Sequence[str], sort: str, descending: bool, conditions: str
+) -> tuple[TrialPage, int]:
+    """The page that was asked for, or the last one, and its number."""
+    found = data.trials(name, page, states, sort, descending, conditions)
+    pages = max(1, (found.total - 1) // _PAGE + 1)
+    if page <= pages:
+        return found, page
+    return data.trials(name, pages, states, sort, descending, conditions), pages
 
 
 def _table(name: str, rows: tuple[TrialRow, ...]) -> None:

@@ -26,7 +26,18 @@ STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
     "--state", "states", multiple=True, metavar="STATE", help=f"{', '.join(STATES)}; can be repeated."
 )
 @click.option(
-    "--sort", metavar="KEY", default="number", help="number, value, duration or state.  [default: number]"
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="TEXT",
+    help="lr<0.1, optimizer=adam,sgd, value>0.9, attr:NAME=X or number>=100; can be repeated.",
+)
+@click.option(
+    "--sort",
+    metavar="KEY",
+    default="number",
+    help="number, state, value, value:K, param:NAME, attr:NAME, duration, started, completed, "
+    "last_step or last_value.  [default: number]",
 )
 @click.option("--descending", is_flag=True, help="Largest first.")
 @click.option(
@@ -42,6 +53,7 @@ STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 def trials(
     name: str,
     states: tuple[str, ...],
+    conditions: tuple[str, ...],
     sort: str,
     descending: bool,
     limit: int,
@@ -55,8 +67,10 @@ def trials(
     Examples:
       tuner trials digits --state FAIL
       tuner trials digits --sort value --descending --limit 10
+      tuner trials digits --where "lr<0.1" --where optimizer=adam --sort param:lr
     """
     from storage import reads
+    from storage.conditions import parse
     from tuner.cli.printing import print_json, print_table, values_text
     from tuner.progress import clock_text, number_text, params_text
 
@@ -64,12 +78,17 @@ def trials(
     for state in wanted:
         if state not in STATES:
             raise BadInput(f"--state {state!r}: choose from {', '.join(STATES)}")
-    if sort not in ("number", "value", "duration", "state"):
-        raise BadInput(f"--sort {sort!r}: choose number, value, duration or state")
     with reading(storage) as database:
         known_study(database, name)
         found = reads.trials(
-            database.engine, name, page=page, size=limit, states=wanted, sort=sort, descending=descending
+            database.engine,
+            name,
+            page=page,
+            size=limit,
+            states=wanted,
+            where=[parse(text) for text in conditions],
+            sort=sort,
+            descending=descending,
         )
     if as_json:
         print_json({"study": name, "total": found.total, "page": page, "trials": found.rows})
