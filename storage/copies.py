@@ -89,7 +89,7 @@ def copy(source: Database, target: Database, name: str, new_name: str | None = N
         with (
             undriven(source, record),
             source.errors(),
-            _snapshot(source) as reading,
+            source.read() as reading,
             target.errors(),
             target.write() as writing,
         ):
@@ -98,15 +98,6 @@ def copy(source: Database, target: Database, name: str, new_name: str | None = N
         if "studies" not in str(error.orig):
             raise
         raise Refused(f"{target} has a study {wanted!r} already; give another name") from None
-
-
-@contextlib.contextmanager
-def _snapshot(database: Database) -> Iterator[Connection]:
-    """One view of the database for the whole block."""
-    with database.engine.connect() as connection:
-        if not database.is_sqlite:
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        yield connection
 
 
 class _Copy:

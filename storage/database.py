@@ -31,6 +31,18 @@ __all__ = ["Database", "mask_url", "normalise_url"]
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs", "afs")
 
+_PG_OPTIONS = "-c idle_in_transaction_session_timeout=10s"
+"""Less than a lease: a driver that is stopped inside a transaction on another host cannot be ended
+from here, and its locks would keep its successor out."""
+
+_PG_SOCKET = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""A server behind a dead network is given up after 20 to 25 s instead of 15 minutes."""
+
 
 def normalise_url(text: str) -> URL:
     """The SQLAlchemy URL of a database that Tuner can use.
@@ -93,6 +105,7 @@ class Database:
         if self.is_sqlite:
             _check_file(str(self.url.database), create)
         self.engine: Engine = self._make_engine()
+        self._dbapi: Any = self.engine.dialect.import_dbapi()
         if checked:
             with self.errors():
                 self._check_schema(create)
@@ -123,6 +136,12 @@ class Database:
                 f"the database {self} cannot be used: {cause[0] if cause else error}",
                 passing=isinstance(error, sa.exc.InterfaceError | sa.exc.OperationalError),
             ) from error
+        except self._dbapi.DataError as error:  # of a cursor of the driver's own
+            raise Refused(f"the database {self} cannot hold a value: {error}") from error
+        except self._dbapi.Error as error:
+            passing = isinstance(error, self._dbapi.InterfaceError | self._dbapi.OperationalError)
+            text = " ".join(str(error).split())
+            raise Unavailable(f"the database {self} cannot be used: {text}", passing=passing) from error
         except optuna.exceptions.StorageInternalError as error:
             raise Unavailable(f"the database {self} cannot be used: {error.__cause__ or error}") from error
 
@@ -130,6 +149,8 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A connection in a read transaction: one consistent view, no lock held on SQLite."""
         with self.engine.connect() as connection:
+            if not self.is_sqlite:  # else each statement would see another state
+                connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     @contextlib.contextmanager
@@ -163,11 +184,16 @@ class Database:
 
     def _make_engine(self) -> Engine:
         if not self.is_sqlite:
+            own = " ".join(filter(None, [self.url.query.get("options", ""), _PG_OPTIONS]))  # type: ignore[list-item]
             return sa.create_engine(
                 self.url,
                 pool_pre_ping=True,
                 pool_recycle=1800,
-                connect_args={"connect_timeout": max(2, int(self._timeout / 3))},
+                connect_args={
+                    **_PG_SOCKET,
+                    "connect_timeout": max(2, int(self._timeout / 3)),
+                    "options": own,
+                },
             )
         engine = sa.create_engine(self.url, connect_args={"timeout": self._timeout})
 

@@ -12,10 +12,11 @@ a lost reply to COMMIT, whether the transaction was applied.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,16 +35,6 @@ log = logging.getLogger(__name__)
 
 LOCK_WAIT = 2.0
 """Seconds for which a transaction waits for SQLite's lock before the database counts as away."""
-
-_MINE = (leases.c.study_uid == sa.bindparam("b_uid")) & (leases.c.epoch == sa.bindparam("b_epoch"))
-_STUDIES, _ATTRS = optuna_tables["studies"], optuna_tables["study_system_attributes"]
-_STUDY = sa.exists(
-    sa.select(_STUDIES.c.study_id)
-    .join(_ATTRS, _ATTRS.c.study_id == _STUDIES.c.study_id)
-    .where(_STUDIES.c.study_name == sa.bindparam("b_name"))
-    .where(_ATTRS.c.key == UID_KEY, _ATTRS.c.value_json == sa.bindparam("b_json"))
-)
-_FENCE = leases.update().where(_MINE, _STUDY).values(applied_seq=sa.bindparam("b_seq"))
 
 
 class Fence:
@@ -75,12 +66,7 @@ class Fence:
         self._study_name = study_name
         self._wait = wait
         self._connection: Connection | None = None
-        self._fields = {
-            "b_uid": study_uid,
-            "b_epoch": epoch,
-            "b_name": study_name,
-            "b_json": json.dumps(study_uid),
-        }
+        self._study_id: int | None = None
 
     def commit(self, writes: Sequence[Write], *, seq: int | None = None, patience: float = 60.0) -> list[Any]:
         """Apply the writes as one transaction, once, and return their results in order.
@@ -129,9 +115,9 @@ class Fence:
 
     def _apply(self, seq: int, writes: Sequence[Write]) -> list[Any]:
         connection = self._connected()
-        with connection.begin():
+        with self._transaction(connection):
             reach("begun")
-            if connection.execute(_FENCE, {**self._fields, "b_seq": seq}).rowcount != 1:
+            if not self._pass(connection, seq, writes):
                 raise self._lost(connection)
             reach("fenced")
             results = execute(connection, writes)
@@ -139,10 +125,70 @@ class Fence:
         reach("committed")
         return results
 
+    @contextlib.contextmanager
+    def _transaction(self, connection: Connection) -> Iterator[None]:
+        """On PostgreSQL the connection is in autocommit and BEGIN travels with the fence."""
+        if self.database.is_sqlite:
+            with connection.begin():
+                yield
+            return
+        try:
+            yield
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            if not connection.invalidated:
+                with contextlib.suppress(sa.exc.DBAPIError):
+                    connection.exec_driver_sql("ROLLBACK")
+            raise
+
+    def _pass(self, connection: Connection, seq: int, writes: Sequence[Write]) -> bool:
+        """The fence's UPDATE; False when it let nothing through.
+
+        On PostgreSQL one round trip begins the transaction, passes the fence, and takes the lock of
+        the study where new trials need it. Everything in the text is a number, or our own uid.
+        """
+        if self._study_id is None:
+            self._study_id = self._find_study()
+        uid = self.study_uid
+        fence = (
+            f"UPDATE tuner_leases SET applied_seq = {seq:d} "  # noqa: S608 - numbers, and our own uid
+            f"WHERE study_uid = '{uid}' AND epoch = {self.epoch:d} AND EXISTS ("
+            f"SELECT 1 FROM study_system_attributes WHERE study_id = {self._study_id:d} "
+            f"AND key = '{UID_KEY}' AND value_json = '\"{uid}\"')"
+        )
+        if self.database.is_sqlite:
+            return connection.exec_driver_sql(fence).rowcount == 1
+        if any(isinstance(write, CreateTrial) for write in writes):
+            fence += f"; SELECT 1 FROM studies WHERE study_id = {self._study_id:d} FOR UPDATE"  # noqa: S608
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(f"BEGIN; {fence}")
+            cursor.nextset()
+            return cursor.rowcount == 1
+        finally:
+            cursor.close()
+
+    def _find_study(self) -> int:
+        """The id of the study, which a deleted or renamed one has no more; -1 then."""
+        if not self.study_uid.isalnum():
+            raise ValueError(f"{self.study_uid!r} is no uid of ours")
+        table = optuna_tables["study_system_attributes"]
+        names = optuna_tables["studies"]
+        query = (
+            sa.select(table.c.study_id)
+            .join(names, names.c.study_id == table.c.study_id)
+            .where(names.c.study_name == self._study_name, table.c.key == UID_KEY)
+            .where(table.c.value_json == json.dumps(self.study_uid))
+        )
+        with self.database.read() as connection:
+            found = connection.execute(query).scalar_one_or_none()
+        return -1 if found is None else int(found)
+
     def _connected(self) -> Connection:
         """The connection of our transactions: kept, since opening one costs more than a transaction."""
         if self._connection is None:
-            connection = self.database.engine.connect().execution_options(tuner_write=True)
+            level = {} if self.database.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+            connection = self.database.engine.connect().execution_options(tuner_write=True, **level)
             connection.detach()
             if self.database.is_sqlite:
                 connection.exec_driver_sql(f"PRAGMA busy_timeout={int(LOCK_WAIT * 1000)}")

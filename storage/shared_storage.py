@@ -160,6 +160,7 @@ class SharedStorage(BaseStorage):
             template=None if template_trial is None else clone(template_trial),
         )
         with self._database.errors(), self._database.write() as connection:
+            studies.lock(connection, study_id)
             self._name(connection, study_id)
             for name, dist in ({} if write.template is None else write.template.distributions).items():
                 self._check_compatible(connection, study_id, name, dist)

@@ -28,6 +28,7 @@ __all__ = [
     "find",
     "inherit",
     "insert",
+    "lock",
     "names",
     "register",
 ]
@@ -127,6 +128,16 @@ def register(
     found = find(database, name)
     assert found is not None
     return found
+
+
+def lock(connection: Connection, study_id: int) -> None:
+    """Serialise new trials of a study over all programs until the transaction ends, as Optuna does.
+    On SQLite the write transaction itself does.
+    """
+    table = optuna_tables["studies"]
+    connection.execute(
+        sa.select(table.c.study_id).where(table.c.study_id == study_id).with_for_update()
+    ).all()
 
 
 def copy_attributes(source: Connection, target: Connection, old_id: int, new_id: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import TrialState
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 from storage import attempt_writes, bulk, tables
@@ -100,14 +101,14 @@ def create_trials(connection: Connection, writes: Sequence[CreateTrial]) -> list
 def _next(connection: Connection, study_id: int, count: int) -> tuple[Sequence[int], int]:
     """Ids of new trials and the first of their numbers, under the study's lock.
 
-    The study's row lock serialises numbers over all programs, as in Optuna; on SQLite the
-    transaction's own lock does. Numbers are dense and grow with the ids, as in Optuna.
+    The study's row lock serialises numbers over all programs, as in Optuna; the transaction took
+    it before. On SQLite the transaction's own lock does. Numbers are dense and grow with the ids,
+    as in Optuna.
     """
     if connection.dialect.name == "sqlite":
         first, last = connection.execute(_LAST, {"b_id": study_id}).one()
         ids: Sequence[int] = range((first or 0) + 1, (first or 0) + 1 + count)
     else:
-        connection.execute(_LOCK_STUDY, {"b_id": study_id})
         rows = connection.execute(_NEXT, {"b_id": study_id, "b_count": count}).all()
         ids, last = [row[0] for row in rows], rows[0][1]
     return ids, 0 if last is None else int(last) + 1
@@ -124,11 +125,6 @@ def new_ids(connection: Connection, count: int) -> Sequence[int]:
 
 
 _TRIALS = optuna_tables["trials"]
-_LOCK_STUDY = (
-    sa.select(optuna_tables["studies"].c.study_id)
-    .where(optuna_tables["studies"].c.study_id == sa.bindparam("b_id"))
-    .with_for_update()
-)
 _LAST_NUMBER = (
     sa.select(_TRIALS.c.number)
     .where(_TRIALS.c.study_id == sa.bindparam("b_id"))
@@ -185,21 +181,48 @@ _FINISH = (
 
 
 def finish(connection: Connection, write: FinishTrial) -> bool:
-    """Change the state of a trial that is not finished; whether this did it."""
+    """Change the state of a trial that is not finished and add its values; whether this did it."""
     fields = {"b_id": write.trial_id, "b_state": write.state, "b_completed": write.completed}
-    return bool(connection.execute(_FINISH, fields).rowcount == 1)
+    values = [stored(value) for value in write.values or ()]
+    if connection.dialect.name == "postgresql":  # one round trip instead of two
+        given = {"b_values": [one[0] for one in values], "b_types": [one[1] for one in values]}
+        return bool(connection.execute(_FINISH_WITH_VALUES, {**fields, **given}).scalar() == 1)
+    if connection.execute(_FINISH, fields).rowcount != 1:
+        return False
+    columns = ("trial_id", "objective", "value", "value_type")
+    rows = [(write.trial_id, at, *one) for at, one in enumerate(values)]
+    bulk.insert(connection, optuna_tables["trial_values"], columns, rows)
+    return True
+
+
+def _finish_with_values() -> sa.Select[Any]:
+    """PostgreSQL's UPDATE of the trial and INSERT of its values as one statement."""
+    table = optuna_tables["trial_values"]
+    done = _FINISH.returning(_TRIALS.c.trial_id).cte("done")
+    values = (
+        sa.func.unnest(
+            sa.bindparam("b_values", type_=postgresql.ARRAY(table.c.value.type)),
+            sa.bindparam("b_types", type_=postgresql.ARRAY(sa.Text)),
+        )
+        .table_valued("value", "value_type", with_ordinality="objective")
+        .render_derived(name="given")
+    )
+    rows = sa.select(
+        done.c.trial_id,
+        values.c.objective - 1,
+        values.c.value,
+        sa.cast(values.c.value_type, table.c.value_type.type),
+    ).select_from(done.join(values, sa.true()))
+    names = ["trial_id", "objective", "value", "value_type"]
+    added = table.insert().from_select(names, rows).cte("added")
+    return sa.select(sa.func.count()).select_from(done).add_cte(added)
+
+
+_FINISH_WITH_VALUES = _finish_with_values()
 
 
 def add_outcomes(connection: Connection, writes: Sequence[FinishTrial]) -> list[bool]:
-    """The values of finished trials, and the ends of their attempts."""
-    _insert_values(
-        connection,
-        [
-            (write.trial_id, k, *stored(value))
-            for write in writes
-            for k, value in enumerate(write.values or ())
-        ],
-    )
+    """The ends of the attempts of finished trials."""
     attempt_writes.end_attempt(connection, [write.end for write in writes if write.end is not None])
     return [True] * len(writes)
 

@@ -101,6 +101,7 @@ class Writer:
         self._tickets: list[Ticket] = []
         self._gathering = threading.Lock()
         self._committing = threading.RLock()
+        self._failure: StorageError | None = None
         self._ended = self._busy = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tuner-writer", daemon=True)
@@ -109,6 +110,7 @@ class Writer:
     def add(self, writes: Sequence[Write], then: Callable[[Sequence[Any]], None] | None = None) -> None:
         """Add writes that are durable within :data:`PACE`, in order."""
         with self._gathering:
+            self._check()
             if then is not None:
                 self._tickets.append(Ticket(len(self._queue), len(writes), then))
             self._queue.extend(writes)
@@ -129,6 +131,7 @@ class Writer:
             LeaseLost: another driver holds the study.
         """
         with self._gathering:
+            self._check()
             ticket = Ticket(len(self._queue), len(writes))
             ticket.event = threading.Event()
             self._tickets.append(ticket)
@@ -158,6 +161,8 @@ class Writer:
                         self._commit_gathered()
             except StorageError as error:  # those who wait for it have it; the next flush raises it again
                 log.debug("%s", error)
+            except Exception as error:
+                self._fail(error)
 
     def _commit_gathered(self) -> None:
         with self._gathering:
@@ -169,13 +174,25 @@ class Writer:
         try:
             self._apply(writes, tickets)
         except StorageError as error:
-            for ticket in tickets:
-                if not ticket.done:
-                    ticket.fail(error)
+            _refuse(tickets, error)
             raise
+        except Exception as error:
+            failure = self._fail(error)
+            _refuse(tickets, failure)
+            raise failure from error
         finally:
             self._ended = time.perf_counter()
             self._busy += self._ended - began
+
+    def _fail(self, error: Exception) -> StorageError:
+        """A fault of ours: what it left is unknown, so nothing may be acknowledged after it."""
+        log.error("the writer failed and takes nothing more", exc_info=error)
+        self._failure = StorageError(f"the writer failed ({type(error).__name__}: {error}); start again")
+        return self._failure
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _breathe(self) -> None:
         free = time.perf_counter() - self._ended
@@ -220,6 +237,12 @@ class Writer:
             else:
                 for ticket in tickets:
                     ticket.settle(results)
+
+
+def _refuse(tickets: Sequence[Ticket], error: StorageError) -> None:
+    for ticket in tickets:
+        if not ticket.done:
+            ticket.fail(error)
 
 
 _Unit = tuple[Sequence[Write], Ticket | None]

@@ -305,3 +305,30 @@ def test_a_claim_that_was_applied_with_a_lost_reply_is_started(url: str, outage:
     assert [(trial.number, trial.state) for trial in study.trials] == [
         (number, TrialState.COMPLETE) for number in range(5)
     ]
+
+
+def test_a_connection_that_the_server_ends_is_opened_again(url: str) -> None:
+    if not url.startswith("postgresql"):
+        pytest.skip("SQLite has no server")
+    held = held_study(url)
+    study = optuna.Study("s", held.storage)
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    for number in range(5):
+        trial = study.ask()
+        trial.report(0.5, 0)
+        with admin.connect() as connection:
+            ended = connection.execute(
+                sa.text(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            ).scalar_one()
+        assert ended >= 1
+        study.tell(trial, float(number))
+    admin.dispose()
+    assert [trial.value for trial in plain(held).trials] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert held.lease.fence.applied
+    assert not held.away
+    held.close()
+    held.lease.release()
+    held.lease.database.dispose()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage.errors import LeaseLost, Refused
+from storage.errors import LeaseLost, Refused, StorageError
 from storage.writer import PENDING, Ticket, Writer
 from storage.writes import AddEvent, Write
 
@@ -33,6 +33,8 @@ class Log:
         kinds = [write.kind for write in writes if isinstance(write, AddEvent)]
         if any(kind.startswith("bad") for kind in kinds):
             raise Refused(f"refused: {kinds}")
+        if "fault" in kinds:
+            raise RuntimeError("a fault of ours")
         if "lost" in kinds:
             raise LeaseLost("taken over")
         self.batches.append(kinds)
@@ -88,6 +90,15 @@ def test_a_lost_lease_reaches_everyone_who_waits(log: Log) -> None:
     log.writer.add([event("lost")])
     with pytest.raises(LeaseLost):
         log.writer.flush([event("a")])
+
+
+def test_after_a_fault_of_ours_nothing_more_is_taken(log: Log) -> None:
+    with pytest.raises(StorageError, match="a fault of ours"):
+        log.writer.flush([event("fault")])
+    with pytest.raises(StorageError, match="a fault of ours"):
+        log.writer.add([event("next")])
+    with pytest.raises(StorageError, match="a fault of ours"):
+        log.writer.flush()
 
 
 def test_threads_that_wait_share_transactions_and_get_each_its_own_results(log: Log) -> None:
