@@ -1,4 +1,4 @@
-# make demo | test | lint | bench-store: each installs what is missing, and nothing again the second time.
+# make demo | test | lint | chaos | bench-store: each installs what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format bench-store install install-dev clean
+.PHONY: demo test lint format chaos bench-store install install-dev clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -22,6 +22,11 @@ lint: install-dev
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Some minutes: every fault for real, and long random histories; CHAOS_SEED=7 makes other ones.
+chaos: install-dev
+	$(BIN)/python -m pytest -m chaos $(ARGS)
+	TUNER_EXAMPLES=40 $(BIN)/python -m pytest -o timeout=1800 tests/test_store_machine.py
 
 # Some minutes: the store against Optuna's, and the figures to reach; ARGS="--quick" for a look.
 bench-store: install-dev

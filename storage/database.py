@@ -9,6 +9,7 @@ fork: nothing in Tuner forks a process that holds one.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sqlite3
 import threading
@@ -184,6 +185,10 @@ class Database:
 
     def _make_engine(self) -> Engine:
         if not self.is_sqlite:
+            if importlib.util.find_spec("psycopg") is None:
+                raise Unavailable(
+                    f"the database {self} needs the PostgreSQL driver: pip install 'tuner[postgres]'"
+                )
             own = " ".join(filter(None, [self.url.query.get("options", ""), _PG_OPTIONS]))  # type: ignore[list-item]
             return sa.create_engine(
                 self.url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import threading
@@ -78,15 +79,18 @@ class SharedStorage(BaseStorage):
         name = f"{DEFAULT_STUDY_NAME_PREFIX}{uuid.uuid4()}" if study_name is None else study_name
         if name:
             studies.check_name(name)
-        try:
-            with self._database.errors(), self._database.write() as connection:
+        if studies.find(self._database, name) is None:  # a look waits for nobody's lock
+            with (
+                contextlib.suppress(sa.exc.IntegrityError),
+                self._database.errors(),
+                self._database.write() as connection,
+            ):
                 return studies.insert(connection, name, directions)
-        except sa.exc.IntegrityError:
-            raise DuplicatedStudyError(
-                f"Another study with name '{name}' already exists. "
-                "Please specify a different name, or reuse the existing one by setting "
-                "`load_if_exists` (for Python API) or `--skip-if-exists` flag (for CLI)."
-            ) from None
+        raise DuplicatedStudyError(
+            f"Another study with name '{name}' already exists. "
+            "Please specify a different name, or reuse the existing one by setting "
+            "`load_if_exists` (for Python API) or `--skip-if-exists` flag (for CLI)."
+        )
 
     def delete_study(self, study_id: int) -> None:
         if not studies.delete(self._database, self.get_study_name_from_id(study_id)):

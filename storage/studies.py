@@ -84,10 +84,14 @@ def create(
 ) -> StudyRecord | None:
     """A new study with our row beside it, in one transaction; None when the name is taken.
 
+    Nothing is written, and no lock waited for, where a look shows that it is.
+
     Raises:
         Refused: the name cannot be stored (empty, NUL, above 512 characters).
     """
     check_name(name)
+    if find(database, name) is not None:
+        return None
     try:
         with database.errors(), database.write() as connection:
             study_id = insert(connection, name, [StudyDirection[way.upper()] for way in directions])
@@ -114,11 +118,15 @@ def insert(connection: Connection, name: str, directions: Sequence[StudyDirectio
 def register(
     database: Database, name: str, *, seed: int, sampler: str | None, pruner: str | None
 ) -> StudyRecord:
-    """Our row beside a study that plain Optuna made; the record as it is when it has one.
+    """Our row beside a study that plain Optuna made; the record as it is when it has one: then
+    nothing is written, so that a driver that was stopped inside a transaction keeps nobody out.
 
     Raises:
         UnknownStudy: no study of that name.
     """
+    found = find(database, name)
+    if found is not None and found.uid and found.seed is not None:
+        return found
     with database.errors(), database.write() as connection:
         record = _find(connection, name)
         if record is None:

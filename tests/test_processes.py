@@ -65,6 +65,21 @@ def test_a_sweep_ends_every_process_with_the_mark_and_no_other(run: str) -> None
     other.wait(timeout=10)
 
 
+def test_a_sweep_ends_rays_agents_that_wrote_over_their_mark(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    log = (tmp_path / "logs" / "raylet.out").open("w")
+    agent = subprocess.Popen(["ray::DashboardAgent", "600"], executable="/bin/sleep", stdout=log, env={})
+    other = subprocess.Popen(["/bin/sleep", "600"], stdout=log, env={})
+    try:
+        assert sweep("test-none", folders=[f"{tmp_path}*"]) == 1
+        assert agent.wait(timeout=10) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for process in (agent, other):
+            process.kill()
+            process.wait(timeout=10)
+
+
 def test_a_sweep_spares_what_it_is_told_to(run: str) -> None:
     process = start(run)
     assert sweep(run, spare=[process.pid]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fnmatch
 import os
 import signal
 import time
@@ -12,7 +13,16 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MARK", "become_subreaper", "die_with_parent", "is_gone", "kill_tree", "marked", "sweep"]
+__all__ = [
+    "MARK",
+    "become_subreaper",
+    "die_with_parent",
+    "is_gone",
+    "kill_tree",
+    "marked",
+    "ray_processes",
+    "sweep",
+]
 
 MARK = "TUNER_RUN"
 """The environment variable that every process of a run carries."""
@@ -33,10 +43,27 @@ def marked(value: str, name: str = MARK) -> list[int]:
     return found
 
 
+def ray_processes(folders: Iterable[str]) -> list[int]:
+    """Ids of Ray's processes that have a file open below one of the folders (glob patterns).
+
+    Ray's agents write their title over their environment, and with it over our mark.
+    """
+    patterns = [f"{folder}/*" for folder in folders]
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"ray::"):
+                links = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{process.pid}/fd"))
+                if any(fnmatch.fnmatch(link, pattern) for link in links for pattern in patterns):
+                    found.append(process.pid)
+    return found
+
+
 def sweep(
     value: str,
     name: str = MARK,
     *,
+    folders: Iterable[str] = (),
     seconds: float = 5.0,
     quiet: float = 0.0,
     spare: Iterable[int] = (),
@@ -46,6 +73,7 @@ def sweep(
 
     Args:
         value, name: of the mark; see :func:`marked`.
+        folders: of a Ray of ours; see :func:`ray_processes`.
         seconds: bound on the whole.
         quiet: seconds for which none must be seen: a process between its fork and its exec does
             not carry the mark yet.
@@ -57,7 +85,8 @@ def sweep(
     deadline = time.monotonic() + seconds
     clean_since: float | None = None
     while True:
-        wanted.update(pid for pid in marked(value, name) if pid not in spared)
+        found = [*marked(value, name), *(ray_processes(folders) if folders else ())]
+        wanted.update(pid for pid in found if pid not in spared)
         left = [pid for pid in wanted if not is_gone(pid)]
         for pid in left:
             killed.add(pid)

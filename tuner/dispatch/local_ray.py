@@ -68,7 +68,7 @@ class LocalRay:
         """End every process of it, and remove its files."""
         with quietly():
             ray.shutdown()
-        sweep(self._run, spare=[self._reaper.pid])
+        sweep(self._run, folders=[self._session], spare=[self._reaper.pid])
         if self._session and "*" not in self._session:
             shutil.rmtree(self._session, ignore_errors=True)
         self._reaper.dismiss()

@@ -81,7 +81,7 @@ def main() -> None:
         if line.strip() == "done":
             return
         patterns.append(line.strip())
-    sweep(run, seconds=20, quiet=1)
+    sweep(run, folders=patterns, seconds=20, quiet=1)
     for pattern in patterns:
         for folder in glob.glob(pattern):
             with contextlib.suppress(OSError):
