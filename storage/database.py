@@ -135,12 +135,14 @@ class Database:
             cause = str(error.orig or error).strip().splitlines()
             raise Unavailable(
                 f"the database {self} cannot be used: {cause[0] if cause else error}",
-                passing=isinstance(error, sa.exc.InterfaceError | sa.exc.OperationalError),
+                passing=isinstance(error, sa.exc.InterfaceError | sa.exc.OperationalError)
+                or _was_ended(error.orig),
             ) from error
         except self._dbapi.DataError as error:  # of a cursor of the driver's own
             raise Refused(f"the database {self} cannot hold a value: {error}") from error
         except self._dbapi.Error as error:
             passing = isinstance(error, self._dbapi.InterfaceError | self._dbapi.OperationalError)
+            passing = passing or _was_ended(error)
             text = " ".join(str(error).split())
             raise Unavailable(f"the database {self} cannot be used: {text}", passing=passing) from error
         except optuna.exceptions.StorageInternalError as error:
@@ -248,6 +250,11 @@ class Database:
             if not self.is_sqlite:  # two programs may start on an empty database at once
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463625)"))
             migrations.upgrade(connection)
+
+
+def _was_ended(error: BaseException | None) -> bool:
+    """PostgreSQL ended the session because we slept inside a transaction; it calls that internal."""
+    return getattr(error, "sqlstate", None) == "25P03"
 
 
 def _retry_once(call: Any) -> None:

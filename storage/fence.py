@@ -87,6 +87,7 @@ class Fence:
         doubtful = seq is not None
         number = self.applied + 1 if seq is None else seq
         deadline = time.monotonic() + patience
+        again = patience > 0  # once more even then: this process may have slept past its deadline
         pause = 0.05
         while True:
             try:
@@ -99,8 +100,9 @@ class Fence:
                 return results
             except Unavailable as error:
                 self.close()
-                if not error.passing or time.monotonic() >= deadline:
+                if not error.passing or (time.monotonic() >= deadline and not again):
                     raise
+                again = False
                 log.debug("%s; trying again", error)
                 doubtful = True
                 self._wait(pause)

@@ -131,7 +131,7 @@ class HeldStudy:
         self._read_attributes()
         self._journal = Journal(lease.fence)
         self._writer = Writer(
-            self._commit, tend=self._journal.tend, refused=self._refuse, gap=lease.database.is_sqlite
+            self._commit, tend=self._tend, refused=self._refuse, gap=lease.database.is_sqlite
         )
         self.storage = HeldStorage(self)
 
@@ -315,6 +315,13 @@ class HeldStudy:
             if result is DROPPED and write.trial_id in self.owned:  # type: ignore[attr-defined]
                 self.finished_elsewhere.add(write.trial_id)  # type: ignore[attr-defined]
         return results
+
+    def _tend(self, alone: contextlib.AbstractContextManager[Any]) -> None:
+        try:
+            self._journal.tend(alone)
+        except LeaseLost:
+            self.lease.lose()
+            raise
 
     def _refuse(self, write: Write, error: Refused) -> None:
         trial_id = getattr(write, "trial_id", None)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from storage.errors import Unavailable
+from storage.errors import Refused, StorageError, Unavailable
 from storage.fence import Fence
 from storage.spill import Spill, is_spillable
 from storage.writer import PENDING, Ticket
@@ -82,15 +82,25 @@ class Journal:
         try:
             while self._parked:
                 seq, writes, tickets = self._parked[0]
-                results = self._fence.commit(writes, seq=seq, patience=0.0)
-                for ticket in tickets:
-                    if not ticket.done:
+                try:
+                    results = self._fence.commit(writes, seq=seq, patience=0.0)
+                except Refused as error:
+                    log.error("%s; %d writes of the time when it was away are left out", error, len(writes))
+                    for ticket in tickets:
+                        ticket.fail(error)
+                else:
+                    for ticket in tickets:
                         ticket.settle(results)
                 self._parked.popleft()
-        except Unavailable as error:
-            if not error.passing:
-                raise
-            return False
+        except StorageError as error:
+            if isinstance(error, Unavailable) and error.passing:
+                return False
+            for _, _, tickets in self._parked:  # nobody waits for what will not be
+                for ticket in tickets:
+                    ticket.fail(error)
+            self._parked.clear()
+            self.away = False
+            raise
         self._spill.remove()
         self.away = False
         self.returned += 1

@@ -54,6 +54,8 @@ class Ticket:
 
     def settle(self, results: Sequence[Any]) -> None:
         """Give the results of the whole batch, of which this ticket's may still be pending."""
+        if self.done:
+            return
         mine = results[self.start : self.start + self.count]
         if any(result is PENDING for result in mine):
             return
@@ -63,9 +65,10 @@ class Ticket:
         self._end()
 
     def fail(self, error: StorageError) -> None:
-        """The writes were not, and will not be, carried out."""
-        self.error = error
-        self._end()
+        """The writes were not, and will not be, carried out; nothing where they were."""
+        if not self.done:
+            self.error = error
+            self._end()
 
     def _end(self) -> None:
         self.done = True
@@ -174,11 +177,13 @@ class Writer:
         try:
             self._apply(writes, tickets)
         except StorageError as error:
-            _refuse(tickets, error)
+            for ticket in tickets:
+                ticket.fail(error)
             raise
         except Exception as error:
             failure = self._fail(error)
-            _refuse(tickets, failure)
+            for ticket in tickets:
+                ticket.fail(failure)
             raise failure from error
         finally:
             self._ended = time.perf_counter()
@@ -209,8 +214,7 @@ class Writer:
             self._salvage(_units(writes, tickets), error)
             results = [None] * len(writes)  # for those who only wait for what was before them
         for ticket in tickets:
-            if not ticket.done:
-                ticket.settle(results)
+            ticket.settle(results)
 
     def _salvage(self, units: Sequence[_Unit], error: Refused) -> None:
         """A batch was refused for its data: halve it until only the culprit fails."""
@@ -237,12 +241,6 @@ class Writer:
             else:
                 for ticket in tickets:
                     ticket.settle(results)
-
-
-def _refuse(tickets: Sequence[Ticket], error: StorageError) -> None:
-    for ticket in tickets:
-        if not ticket.done:
-            ticket.fail(error)
 
 
 _Unit = tuple[Sequence[Write], Ticket | None]

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 import tuner
-from storage import Database, HeldStudy, Lease, Unavailable, journal, studies
+from storage import Database, HeldStudy, Lease, LeaseLost, Unavailable, journal, studies
 from storage.fence import Fence
 from storage.spill import Spill
 from storage.writes import AddEvent, AddReport, EndAttempt, FinishTrial, SetTrialAttr, StartAttempt, Supersede
@@ -108,6 +109,23 @@ def test_nothing_new_starts_while_the_database_is_away(held: HeldStudy, outage: 
     held.refresh()
     numbers = [trial.number for trial in plain(held).trials]
     assert numbers == [0, 1]  # the one that waited for the database was made when it came back
+
+
+def test_who_waits_for_the_database_hears_that_the_study_was_taken_over(
+    held: HeldStudy, outage: Outage
+) -> None:
+    held.patience = 60.0
+    study = optuna.Study("s", held.storage)
+    outage.on = True
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(study.ask)
+        until(lambda: held.away)
+        with held.lease.database.write() as connection:
+            connection.execute(sa.text("UPDATE tuner_leases SET epoch = epoch + 1"))
+        outage.on = False
+        with pytest.raises(LeaseLost):
+            asked.result(timeout=30)
+    assert held.lease.lost
 
 
 def test_a_caller_may_wait_for_the_database(held: HeldStudy, outage: Outage) -> None:
