@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tests.chaos.history import Record
 
-__all__ = ["check"]
+__all__ = ["check", "check_rows", "check_trials"]
 
 
 def check(records: Sequence[Record], url: str, study_name: str, *, n: int | None = None) -> list[str]:
@@ -25,19 +25,28 @@ def check(records: Sequence[Record], url: str, study_name: str, *, n: int | None
     Args:
         n: the budget; the faults are over and the study has drained to exactly this many trials.
     """
-    storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
-    try:
-        study_id = storage.get_study_id_from_name(study_name)
-        trials = storage.get_all_trials(study_id, deepcopy=False)
-    finally:
-        storage.engine.dispose()
+    trials = _trials(url, study_name)
     return [
         *_numbers(trials, n),
         *_creations(records, trials),
         *_states(records, trials),
         *_reports(records, trials),
-        *_rows(url, study_name),
+        *check_rows(url, study_name),
     ]
+
+
+def check_trials(url: str, study_name: str, *, n: int | None = None) -> list[str]:
+    """The promises that need no history: numbers and states."""
+    return list(_numbers(_trials(url, study_name), n))
+
+
+def _trials(url: str, study_name: str) -> list[optuna.trial.FrozenTrial]:
+    """As plain Optuna reads them."""
+    storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+    try:
+        return storage.get_all_trials(storage.get_study_id_from_name(study_name), deepcopy=False)
+    finally:
+        storage.engine.dispose()
 
 
 def _numbers(trials: Sequence[optuna.trial.FrozenTrial], n: int | None) -> Iterator[str]:
@@ -129,8 +138,8 @@ def _reports(records: Sequence[Record], trials: Sequence[optuna.trial.FrozenTria
             yield f"report {value} of trial {number} at step {step} was sent by nobody"
 
 
-def _rows(url: str, study_name: str) -> Iterator[str]:
-    """4, 8, 14: attempts of ours, and the file."""
+def check_rows(url: str, study_name: str) -> Iterator[str]:
+    """The promises 4, 8 and 14: attempts of ours, and the file."""
     engine = sa.create_engine(url)
     try:
         with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Starts, stops and ends the programs of :mod:`tests.chaos.worker`."""
+"""Starts, stops and ends the programs of this folder: ``worker`` and ``driver``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ __all__ = ["Program", "until"]
 class Program:
     """A worker process. Its lines of output can be waited for."""
 
-    def __init__(self, folder: Path, url: str, *arguments: str, name: str = "one", fault: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        *arguments: str,
+        name: str = "one",
+        fault: str = "",
+        module: str = "worker",
+    ) -> None:
         self.history = folder / f"{name}.history"
         self._errors = (folder / f"{name}.errors").open("a")
         self._lines: queue.Queue[str] = queue.Queue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.worker", url, "s", str(self.history), *arguments],
+            [sys.executable, "-m", f"tests.chaos.{module}", url, "s", str(self.history), *arguments],
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
