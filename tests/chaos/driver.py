@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 
 import tuner
-from storage import HeldStudy
+from storage import HeldStudy, owner
 from tests.chaos.history import History
 
 
@@ -27,9 +27,12 @@ def main() -> int:
     parser.add_argument("history", type=Path)
     parser.add_argument("--n", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--foreign", action="store_true", help="as if on another host")
     parser.add_argument("--mutant", default="", help="break the store: apart")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if arguments.foreign:
+        owner._boot_id = lambda: "another host"  # type: ignore[assignment]
     if arguments.mutant == "apart":
         _write_apart()
     study = tuner.create_study(
@@ -41,15 +44,19 @@ def main() -> int:
         load_if_exists=True,
     )
     print("opened", flush=True)
-    tuner.optimize(
-        study,
-        objective,
-        n_trials=arguments.n,
-        executor="inline",
-        retry=tuner.Retry(retry_on=(RuntimeError,), backoff=0.0, stop_after=0),
-        checkpoints=str(arguments.history.parent / "checkpoints"),
-        progress=False,
-    )
+    try:
+        tuner.optimize(
+            study,
+            objective,
+            n_trials=arguments.n,
+            executor="inline",
+            retry=tuner.Retry(retry_on=(RuntimeError,), backoff=0.0, stop_after=0),
+            checkpoints=str(arguments.history.parent / "checkpoints"),
+            progress=False,
+        )
+    except tuner.StudyHeld as error:
+        print(f"lost: {error}", flush=True)
+        return 3
     print("done", flush=True)
     return 0
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from tests.chaos.checker import check_rows, check_trials
 from tests.chaos.history import read
-from tests.chaos.programs import Program
+from tests.chaos.programs import Program, until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -99,6 +99,26 @@ def test_resumed_with_a_larger_budget(url: str, drive: Callable[..., Program]) -
     assert third.wait() == 0
     assert not third.history.exists(), "nothing was left to run"
     assert faults_found(url, first, second, n=N + 5) == []
+
+
+def test_a_driver_of_another_host_that_slept_changes_nothing(
+    url: str, drive: Callable[..., Program], recovered: Note
+) -> None:
+    """It wakes up after another finished the study: nothing it held back is run or written."""
+    first = drive("--foreign", n=N + 10, fault="committed:12:stop")
+    until(first.is_stopped)
+    stopped, lines = time.monotonic(), first.lines_written()
+    second = drive(name="two")
+    assert [second.line(), second.line(90)] == ["opened", "done"]
+    recovered("driver stopped elsewhere, lease of 15 s", time.monotonic() - stopped)
+    before = finished(url)
+    first.signal(signal.SIGCONT)
+    assert first.wait() == 3
+    assert first.line() == "opened"
+    assert first.line().startswith("lost: ")
+    assert first.lines_written() <= lines + 2, "it ran more than what it had begun"
+    assert finished(url) == before
+    assert faults_found(url, first, second) == []
 
 
 def test_a_retry_in_two_transactions_is_noticed(url: str, drive: Callable[..., Program]) -> None:

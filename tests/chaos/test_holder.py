@@ -10,6 +10,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -313,3 +315,35 @@ def test_a_clock_that_is_an_hour_off(url: str, start: Callable[..., Program], of
 def _faketime() -> str:
     found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     return str(found[0])
+
+
+MILLION = """
+import resource, sys, optuna
+from storage import SqlStorage
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+storage = SqlStorage(sys.argv[1])
+study = optuna.create_study(study_name="s", storage=storage)
+with storage.lease("s") as held:
+    trial, other = study.ask(), study.ask()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for step in range(1_000_000):
+        storage.set_trial_intermediate_value(trial._trial_id, step, 0.5)
+        if step % 100_000 == 0:
+            other.report(float(step), step)
+    study.tell(other, 1.0)
+    held.flush()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_million_reports_of_one_trial(url: str) -> None:
+    """All of them are there, memory stays bounded, and another trial is unharmed."""
+    done = subprocess.run(
+        [sys.executable, "-c", MILLION, url], capture_output=True, text=True, timeout=280, check=True
+    )
+    assert int(done.stdout) < 600, "MiB more"
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        count = sa.text("SELECT count(*) FROM trial_intermediate_values")
+        assert connection.execute(count).scalar_one() == 1_000_010
+    engine.dispose()
