@@ -231,7 +231,8 @@ class Database:
             )
         if current is not None and current != head:
             raise Unavailable(
-                f"the database {self} is of an older Tuner (revision {current}); run 'tuner db upgrade'"
+                f"the database {self} is of an older Tuner (revision {current}); "
+                f"run 'tuner db upgrade --storage {self}'"
             )
         if create and (current is None or "studies" not in tables):
             self._create(optuna_too="studies" not in tables)
@@ -286,13 +287,13 @@ def _check_optuna(connection: Connection, tables: set[str], shown: str) -> None:
 def _check_file(path: str, create: bool) -> None:
     """Refuse a SQLite file on a network file system, in a missing folder, or missing altogether."""
     file = Path(path.removeprefix("file:").split("?")[0]).absolute()
-    if not create and not file.exists():
-        raise Unavailable(
-            f"there is no database {file}; name another with --storage, or create a study first"
-        )
     if not file.parent.is_dir():
         raise Unavailable(
             f"the folder {file.parent} of the database {file.name} does not exist; create it first"
+        )
+    if not create and not file.exists():
+        raise Unavailable(
+            f"there is no database {file}; name another with --storage, or create a study first"
         )
     kind = _file_system(file.parent)
     if kind.startswith(_NETWORK_FILE_SYSTEMS):

@@ -23,7 +23,20 @@ from tuner.assignment import Assignment, ObjectiveRef
 from tuner.dispatch import ray_cluster, ray_group
 from tuner.dispatch.ray_cluster import RayExecutor
 from tuner.errors import ClusterUnavailable, Infeasible
-from tuner.messages import Answer, Ended, Envelope, Question, RankInfo, Released, Report, Started, UserAttr
+from tuner.messages import (
+    Answer,
+    Ask,
+    Ended,
+    Envelope,
+    Question,
+    RankInfo,
+    Released,
+    Report,
+    Sample,
+    Saved,
+    Started,
+    UserAttr,
+)
 from tuner.outcome import Outcome, Reason
 from tuner.processes import is_gone, marked
 from tuner.resources import Resources
@@ -70,6 +83,12 @@ def first_rank_returns(trial):
         time.sleep(0.01)
     return 1.0
 
+def second_rank_saves_last(trial):
+    while trial.rank and not os.path.exists(os.path.join(os.path.dirname(__file__), "rank-0-ended")):
+        time.sleep(0.01)
+    trial.save_checkpoint({"rank": trial.rank}, 7)
+    return 1.0
+
 def devices(trial):
     trial.set_user_attr("devices", os.environ.get("CUDA_VISIBLE_DEVICES"))
     return 0.0
@@ -91,7 +110,11 @@ class Driver:
         self.seen.append(envelope)
         message: Any = envelope.message
         if isinstance(message, Question):
-            value = 0.5 if type(message).__name__ == "Sample" else message.ordinal >= self.prune_at
+            value: Any = None
+            if isinstance(message, Sample):
+                value = 0.5
+            elif isinstance(message, Ask):
+                value = message.ordinal >= self.prune_at
             self.executor.answer(envelope.number, envelope.rank, Answer(id=message.id, value=value))
         self.executor.committed(envelope.number, envelope.rank, envelope.seq)
 
@@ -142,6 +165,7 @@ def assignment(
         objective=ObjectiveRef(file=str(file), module=file.stem, name=name),
         resources=resources,
         gpus=gpus,
+        checkpoints=str(file.parent / "checkpoints"),
     )
 
 
@@ -226,6 +250,19 @@ def test_a_rank_that_stays_when_rank_0_has_returned_is_ended(
     assert pair.run("first_rank_returns", 6) == Outcome(reason=Reason.COMPLETE, values=(1.0,))
     ranks = pair.messages(6)[0].ranks
     assert all(is_gone(info.pid) for info in ranks)
+
+
+def test_what_a_rank_saves_after_rank_0_has_returned_counts(pair: Driver) -> None:
+    pair.start("second_rank_saves_last", 13)
+    (group,) = pair.executor._groups
+    deadline = time.monotonic() + 90
+    while group._attempt is None or not group._attempt.endings:  # until rank 0's return is known here
+        assert time.monotonic() < deadline
+        pair.executor.poll(0.1)
+    (pair.file.parent / "rank-0-ended").touch()
+    assert pair.until_released(13) == Outcome(reason=Reason.COMPLETE, values=(1.0,))
+    saved = {one.rank for one in pair.seen if one.number == 13 and isinstance(one.message, Saved)}
+    assert saved == {0, 1}
 
 
 def test_a_stopped_rank_is_killed_with_what_it_started(pair: Driver) -> None:

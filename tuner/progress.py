@@ -1,7 +1,7 @@
 """A run on the terminal: one view that is redrawn in place, or plain lines where that is no use.
 
 The display measures what each frame costs and waits a hundred times as long before the next
-one, so that it takes less than one percent of the driver's time on any machine.
+one, so that it takes about one percent of the driver's time on any machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["Redraw", "TerminalProgress", "clock_text", "number_text", "params_te
 
 FRAME_EVERY = 0.2  # seconds at least between frames
 LINE_EVERY = 5.0  # seconds at least between plain lines
-SHARE = 100  # a frame that took t seconds is followed by at least SHARE * t without one
+SHARE = 100  # a frame that took t seconds is followed by at least SHARE * t without one,
+LONGEST = 5.0  # but by no more than this: a slow frame on a busy machine is no reason to stand still
 _BARS = "▁▂▃▄▅▆▇█"
 _FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 _BESIDE = 8  # lines of a frame that are not running trials
@@ -61,7 +62,7 @@ class TerminalProgress:
             print(line(snapshot), file=self._file, flush=True)
             every = LINE_EVERY
         ended = self._clock()
-        self._next = ended + max(every, SHARE * (ended - began))
+        self._next = ended + max(every, min(LONGEST, SHARE * (ended - began)))
 
     def close(self, snapshot: Snapshot | None, message: str) -> None:
         """Show the last moment and how the run ended. Can be called twice; the first counts."""

@@ -196,9 +196,10 @@ def _conclude(ctx: click.Context, name: str, storage: str | None) -> None:
     click.echo(f"look further: tuner best {name}{suffix(storage)}, tuner dashboard{suffix(storage)}")
     reason = study.stop_reason or ""
     if reason.startswith(_COMMANDED):
-        raise _unreached(f"study {name!r} was {reason}; 'tuner resume {name}' goes on")
+        raise _unreached(f"study {name!r} was {reason}; 'tuner resume {name}{suffix(storage)}' goes on")
     if not states.get("COMPLETE") and not states.get("PRUNED"):
-        raise _unreached(f"no trial of study {name!r} completed; 'tuner trials {name}' says why")
+        trials = f"'tuner trials {name}{suffix(storage)}'"
+        raise _unreached(f"no trial of study {name!r} completed; {trials} says why")
 
 
 def _unreached(text: str) -> TunerError:

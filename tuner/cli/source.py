@@ -72,12 +72,12 @@ def existing(name: str, storage: str | None, load_if_exists: bool) -> StudyDetai
     if study is not None and not load_if_exists:
         raise StudyExists(
             f"study {name!r} exists already in {mask_url(text)}; choose another name, "
-            f"give --load-if-exists, or go on with 'tuner resume {name}'"
+            f"give --load-if-exists, or go on with 'tuner resume {name}{suffix(storage)}'"
         )
     if study is not None and driver_of(study) == "live":
         raise StudyHeld(
             f"study {name!r} is held by a live driver, {driver_text(study)}; "
-            f"wait for it, or end it with 'tuner stop {name}'"
+            f"wait for it, or end it with 'tuner stop {name}{suffix(storage)}'"
         )
     return study
 

@@ -332,10 +332,15 @@ class Group:
         self._conclude(attempt)
 
     def _conclude(self, attempt: _Attempt) -> None:
-        """Send the outcome when it is certain, and free the slot when every rank is gone."""
+        """Send the outcome when nothing can follow it, and free the slot when every rank is gone.
+
+        The end of rank 0 is the trial's, but another rank may still save its part of the last
+        checkpoint: the outcome waits for its last word too.
+        """
         if not attempt.endings or self._attempt is not attempt:
             return
         everyone = len(attempt.gone) == self._shape.ranks
+        silent = len({ending.rank for ending in attempt.endings}) == self._shape.ranks
         leader = any(
             ending.rank == 0 and ending.outcome.reason in (*_WELL, Reason.INTERRUPTED)
             for ending in attempt.endings
@@ -343,7 +348,7 @@ class Group:
         failed = any(ending.outcome.reason not in _WELL for ending in attempt.endings)
         if leader or failed:
             self._shorten(attempt, LEAVING)
-        if not attempt.decided and (leader or everyone):
+        if not attempt.decided and (everyone or (leader and silent)):
             attempt.decided = True
             self._say(attempt, Ended(outcome=decide(attempt.endings, attempt.asked)))
         if everyone:
