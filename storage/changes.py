@@ -23,8 +23,10 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from storage import selects, tables
+from storage.curves import REPORTS, curves_of
+from storage.expressions import among
 from storage.rows import CHUNK
-from storage.selects import PARAMS, REPORTS, TRIALS
+from storage.selects import PARAMS, TRIALS
 from storage.views import CurvePoint, EventRow, TrialRow
 
 __all__ = ["Changes", "Cursor", "Mark", "look"]
@@ -93,10 +95,10 @@ class Changes:
 
 def look(connection: Connection, name: str, since: Cursor | None, limit: int) -> Changes:
     """The changes of a study, on a connection that sees one moment; see :func:`storage.reads.changes`."""
-    study_id = selects.study_id(connection, name)
+    study_id, uid = selects.study_ids(connection, name)
     if study_id is None:
         return Changes(cursor=None, anew=True)
-    cursor = _cursor(connection, study_id, selects.uid(connection, name))
+    cursor = _cursor(connection, study_id, uid)
     if since is None or not _is_same(connection, since, cursor):
         return _anew(connection, cursor)
     states = _states(connection, since)
@@ -178,7 +180,7 @@ def _states(connection: Connection, since: Cursor) -> dict[int, str]:
     found = {row.trial_id for row in rows}
     rest = [mark.trial_id for mark in since.marks if mark.trial_id not in found]
     for ids in _chunks(rest):
-        rows += connection.execute(columns.where(TRIALS.c.trial_id.in_(ids))).all()
+        rows += connection.execute(columns.where(among(connection, TRIALS.c.trial_id, ids))).all()
     return {row.trial_id: row.state.name for row in rows}
 
 
@@ -189,10 +191,10 @@ def _marks(connection: Connection, uid: str, states: Mapping[int, str]) -> list[
     # a waiting trial says nothing yet; there may be thousands
     for ids in _chunks([trial_id for trial_id, state in states.items() if state != "WAITING"]):
         count = sa.func.count()
-        query = sa.select(PARAMS.c.trial_id, count).where(PARAMS.c.trial_id.in_(ids))
+        query = sa.select(PARAMS.c.trial_id, count).where(among(connection, PARAMS.c.trial_id, ids))
         params |= {row[0]: row[1] for row in connection.execute(query.group_by(PARAMS.c.trial_id))}
         last = sa.func.max(REPORTS.c.trial_intermediate_value_id)
-        of = sa.select(REPORTS.c.trial_id, count, last).where(REPORTS.c.trial_id.in_(ids))
+        of = sa.select(REPORTS.c.trial_id, count, last).where(among(connection, REPORTS.c.trial_id, ids))
         for trial_id, reported, newest in connection.execute(of.group_by(REPORTS.c.trial_id)):
             reports[trial_id] = reported, newest
         attempts |= selects.attempt_summaries(connection, uid, ids)
@@ -221,12 +223,12 @@ def _new_points(
     ]
     for ids in _chunks(grown, 100):
         after = {trial_id: known[trial_id].last_report for trial_id in ids}
-        points |= selects.curves_of(connection, ids, after=after)
+        points |= curves_of(connection, ids, after=after)
     for one in changed.keys() - whole:
         if known[one].reports + len(points.get(one, ())) != changed[one].reports:
             whole.add(one)
     for ids in _chunks(sorted(whole)):
-        points |= selects.curves_of(connection, ids)
+        points |= curves_of(connection, ids)
     return points, whole
 
 

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from storage.errors import Refused
+from storage.expressions import Column, is_sqlite, number
 from storage.filters import AttrFilter, Filter, NumberFilter, ParamFilter, ValueFilter
 from storage.limits import check_key
 from storage.rows import distribution
@@ -33,8 +34,6 @@ _ATTRS = optuna_tables["trial_user_attributes"]
 _REPORTS = optuna_tables["trial_intermediate_values"]
 
 _LAST_NUMBER = 2**31 - 1
-
-Column = sa.ColumnElement[Any]
 
 
 def page_ids(
@@ -62,7 +61,7 @@ def page_ids(
         query = query.order_by(key.desc().nulls_last() if descending else key.asc().nulls_last())
     # Numbers grow with the ids, by which SQLite's index on the study is sorted. PostgreSQL would walk
     # the ids of all studies.
-    keys = [_TRIALS.c.trial_id] if _is_sqlite(connection) else [_TRIALS.c.number, _TRIALS.c.trial_id]
+    keys = [_TRIALS.c.trial_id] if is_sqlite(connection) else [_TRIALS.c.number, _TRIALS.c.trial_id]
     query = query.order_by(*(key.desc() if descending else key.asc() for key in keys))
     query = query.limit(size).offset(min((max(1, page) - 1) * size, _LAST_NUMBER))
     return list(connection.execute(query).scalars()), connection.execute(count).scalar_one()
@@ -88,10 +87,6 @@ def check_sort(text: str) -> tuple[str, str]:
     return text, "0" if text == "value" else ""
 
 
-def _is_sqlite(connection: Connection) -> bool:
-    return connection.dialect.name == "sqlite"
-
-
 # ---------------------------------------------------------------------- filters
 
 
@@ -102,8 +97,8 @@ def _condition(connection: Connection, study_id: int, wanted: Filter) -> Column:
         case ValueFilter():
             low = -math.inf if wanted.low is None else wanted.low
             high = math.inf if wanted.high is None else wanted.high
-            number = _number(_VALUES.c.value, _VALUES.c.value_type)
-            return _has(_VALUES, _VALUES.c.objective == wanted.objective, number.between(low, high))
+            key = number(_VALUES.c.value, _VALUES.c.value_type)
+            return _has(_VALUES, _VALUES.c.objective == wanted.objective, key.between(low, high))
         case AttrFilter():
             return _has(_ATTRS, _ATTRS.c.key == wanted.key, _ATTRS.c.value_json.in_(wanted.texts))
         case ParamFilter():
@@ -170,7 +165,7 @@ class _Order:
 
 def _order(connection: Connection, study_id: int, sort: tuple[str, str]) -> _Order:
     kind, name = sort
-    sqlite = _is_sqlite(connection)
+    sqlite = is_sqlite(connection)
     end, begin = _TRIALS.c.datetime_complete, _TRIALS.c.datetime_start
     match kind:
         case "number":
@@ -182,33 +177,19 @@ def _order(connection: Connection, study_id: int, sort: tuple[str, str]) -> _Ord
         case "started" | "completed":
             return _Order(keys=(begin if kind == "started" else end,))
         case "last_step" | "last_value":
-            number = _number(_REPORTS.c.intermediate_value, _REPORTS.c.intermediate_value_type)
-            column = _REPORTS.c.step if kind == "last_step" else number
+            key = number(_REPORTS.c.intermediate_value, _REPORTS.c.intermediate_value_type)
+            column = _REPORTS.c.step if kind == "last_step" else key
             last = sa.select(column).where(_REPORTS.c.trial_id == _TRIALS.c.trial_id)
             last = last.order_by(_REPORTS.c.step.desc()).limit(1).correlate(_TRIALS)
             return _Order(keys=(last.scalar_subquery(),))
         case "value":
-            number, which = _number(_VALUES.c.value, _VALUES.c.value_type), _VALUES.c.objective == int(name)
-            return _Order(
-                keys=(number,), table=_VALUES, on=(_VALUES.c.trial_id == _TRIALS.c.trial_id) & which
-            )
+            key, which = number(_VALUES.c.value, _VALUES.c.value_type), _VALUES.c.objective == int(name)
+            return _Order(keys=(key,), table=_VALUES, on=(_VALUES.c.trial_id == _TRIALS.c.trial_id) & which)
         case "param":
             key, which = _param_key(_choices(connection, study_id, name)), _PARAMS.c.param_name == name
             return _Order(keys=(key,), table=_PARAMS, on=(_PARAMS.c.trial_id == _TRIALS.c.trial_id) & which)
     on = (_ATTRS.c.trial_id == _TRIALS.c.trial_id) & (_ATTRS.c.key == name)
     return _Order(keys=_attr_keys(sqlite), table=_ATTRS, on=on)
-
-
-def _number(value: Column, kind: Column) -> Column:
-    """A stored float as a number that SQL compares: infinities as such, NaN as NULL.
-
-    PostgreSQL holds NaN to be larger than every number, which the comparison answers.
-    """
-    return sa.case(
-        (kind == "INF_POS", sa.literal(math.inf)),
-        (kind == "INF_NEG", sa.literal(-math.inf)),
-        (value <= math.inf, value),
-    )
 
 
 def _microseconds(moment: Column) -> Column:

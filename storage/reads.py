@@ -19,6 +19,7 @@ from sqlalchemy.engine import Engine
 
 from storage import selects, tables
 from storage.changes import Changes, Cursor, look
+from storage.curves import curves_of
 from storage.filters import Filter
 from storage.pages import page_ids
 from storage.selects import TRIALS, VALUES
@@ -74,7 +75,7 @@ def studies(engine: Engine, search: str = "") -> list[StudyRow]:
 def study(engine: Engine, name: str) -> StudyDetail | None:
     """The study of that name, or None."""
     with selects.view(engine) as connection:
-        study_id = selects.study_id(connection, name)
+        study_id, _ = selects.study_ids(connection, name)
         if study_id is None:
             return None
         row = selects.study_rows(connection, {study_id: name})[0]
@@ -93,7 +94,7 @@ def study(engine: Engine, name: str) -> StudyDetail | None:
         query = sa.select(attrs.c.key, attrs.c.value_json).where(attrs.c.study_id == study_id)
         best_params: Mapping[str, Any] = {}
         if row.best_number is not None:
-            ids = list(selects.trial_ids(connection, name, [row.best_number]))[:1]
+            ids = list(selects.trial_ids(connection, study_id, [row.best_number]))[:1]
             best_params = selects.params_of(connection, ids).get(ids[0], {})
         return StudyDetail(
             **row.__dict__,
@@ -140,7 +141,7 @@ def trials(
         >>> reads.trials(engine, "digits", where=where, sort="param:lr", descending=False)
     """
     with selects.view(engine) as connection:
-        study_id = selects.study_id(connection, name)
+        study_id, uid = selects.study_ids(connection, name)
         if study_id is None:
             return TrialPage(rows=(), total=0)
         ids, total = page_ids(
@@ -153,17 +154,17 @@ def trials(
             page=page,
             size=size,
         )
-        rows = selects.trial_rows(connection, selects.uid(connection, name), ids)
+        rows = selects.trial_rows(connection, uid, ids)
         return TrialPage(rows=tuple(rows), total=total)
 
 
 def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
     """One trial with all that is known of it, or None."""
     with selects.view(engine) as connection:
-        trial_id = selects.trial_id(connection, name, number)
+        study_id, uid = selects.study_ids(connection, name)
+        trial_id = selects.trial_id(connection, study_id, number)
         if trial_id is None:
             return None
-        uid = selects.uid(connection, name)
         row = selects.trial_rows(connection, uid, [trial_id])[0]
         attrs = {}
         for kind in ("user", "system"):
@@ -184,7 +185,7 @@ def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
                 "checkpoint_parts": tuple(selects.checkpoint_parts(connection, uid, trial_id)),
                 "event_rows": tuple(selects.event_rows(connection, uid, trial_id, 200)),
             }
-        curve = tuple(selects.curves_of(connection, [trial_id]).get(trial_id, ()))
+        curve = tuple(curves_of(connection, [trial_id]).get(trial_id, ()))
         return TrialDetail(
             **row.__dict__, user_attrs=attrs["user"], constraints=constraints, curve=curve, **ours
         )
@@ -193,7 +194,8 @@ def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
 def checkpoints(engine: Engine, name: str, number: int) -> list[CheckpointPart]:
     """The recorded parts of a trial's checkpoints, newest first, ranks in order."""
     with selects.view(engine) as connection:
-        trial_id, uid = selects.trial_id(connection, name, number), selects.uid(connection, name)
+        study_id, uid = selects.study_ids(connection, name)
+        trial_id = selects.trial_id(connection, study_id, number)
         if trial_id is None or not uid or not selects.have_ours(connection):
             return []
         return selects.checkpoint_parts(connection, uid, trial_id)
@@ -202,8 +204,9 @@ def checkpoints(engine: Engine, name: str, number: int) -> list[CheckpointPart]:
 def curves(engine: Engine, name: str, numbers: Sequence[int]) -> dict[int, list[CurvePoint]]:
     """The reports of some trials, by number."""
     with selects.view(engine) as connection:
-        by_id = selects.trial_ids(connection, name, numbers)
-        found = selects.curves_of(connection, list(by_id))
+        study_id, _ = selects.study_ids(connection, name)
+        by_id = selects.trial_ids(connection, study_id, numbers)
+        found = curves_of(connection, list(by_id))
     return {number: found.get(trial_id, []) for trial_id, number in by_id.items()}
 
 
@@ -232,7 +235,7 @@ def changes(engine: Engine, name: str, since: Cursor | None = None, *, limit: in
 def best_so_far(engine: Engine, name: str) -> list[BestPoint]:
     """COMPLETE trials of a single objective with finite values, in order of completion."""
     with selects.view(engine) as connection:
-        study_id = selects.study_id(connection, name)
+        study_id, _ = selects.study_ids(connection, name)
         ways = selects.directions(connection, [study_id]) if study_id is not None else {}
         if study_id is None or len(ways.get(study_id, ())) != 1:
             return []
@@ -254,7 +257,7 @@ def best_so_far(engine: Engine, name: str) -> list[BestPoint]:
 def events(engine: Engine, name: str, limit: int = 100) -> list[EventRow]:
     """The newest lines of the event log, newest first."""
     with selects.view(engine) as connection:
-        uid = selects.uid(connection, name)
+        _, uid = selects.study_ids(connection, name)
         if not uid or not selects.have_ours(connection):
             return []
         return selects.event_rows(connection, uid, None, limit)
@@ -263,7 +266,7 @@ def events(engine: Engine, name: str, limit: int = 100) -> list[EventRow]:
 def failures(engine: Engine, name: str) -> list[FailureRow]:
     """FAIL trials by the reason and exception of their last attempt, most frequent first."""
     with selects.view(engine) as connection:
-        uid, study_id = selects.uid(connection, name), selects.study_id(connection, name)
+        study_id, uid = selects.study_ids(connection, name)
         if not uid or not selects.have_ours(connection):
             return []
         table = tables.attempts

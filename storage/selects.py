@@ -15,6 +15,8 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection, Engine, Row
 
 from storage import tables
+from storage.curves import last_reports
+from storage.expressions import among, is_sqlite
 from storage.floats import unstored
 from storage.rows import distribution
 from storage.tables import UID_KEY, optuna_tables
@@ -22,7 +24,6 @@ from storage.views import AttemptRow, CheckpointPart, CurvePoint, EventRow, Stud
 
 __all__ = [
     "PARAMS",
-    "REPORTS",
     "TRIALS",
     "VALUES",
     "attempt_rows",
@@ -30,35 +31,24 @@ __all__ = [
     "bests_of",
     "can_be_stored",
     "checkpoint_parts",
-    "curves_of",
     "directions",
     "event_rows",
     "from_json",
     "have_ours",
-    "last_reports",
     "metrics",
     "params_of",
-    "study_id",
+    "study_ids",
     "study_rows",
     "superseded",
     "trial_id",
     "trial_ids",
     "trial_rows",
-    "uid",
     "view",
 ]
 
 TRIALS = optuna_tables["trials"]
 VALUES = optuna_tables["trial_values"]
 PARAMS = optuna_tables["trial_params"]
-REPORTS = optuna_tables["trial_intermediate_values"]
-
-_REPORT = (
-    REPORTS.c.trial_id,
-    REPORTS.c.step,
-    REPORTS.c.intermediate_value,
-    sa.type_coerce(REPORTS.c.intermediate_value_type, sa.String),  # thousands of rows: no enum of each
-)
 
 
 @contextlib.contextmanager
@@ -79,7 +69,7 @@ def from_json(text: str | None) -> Any:
 
 def have_ours(connection: Connection) -> bool:
     """Whether our tables are there."""
-    if connection.dialect.name == "sqlite":
+    if is_sqlite(connection):
         query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = ?"
     else:
         query = "SELECT to_regclass(%s)::text"
@@ -94,46 +84,38 @@ def can_be_stored(text: str) -> bool:
         return False
 
 
-def study_id(connection: Connection, name: str) -> int | None:
+def study_ids(connection: Connection, name: str) -> tuple[int | None, str]:
+    """Optuna's id of the study of that name, None for none; and our uid, "" where we have none."""
     if not can_be_stored(name):
-        return None
-    table = optuna_tables["studies"]
-    return connection.execute(sa.select(table.c.study_id).where(table.c.study_name == name)).scalar()
-
-
-def uid(connection: Connection, name: str) -> str:
-    if not can_be_stored(name):
-        return ""
+        return None, ""
     attrs, names = optuna_tables["study_system_attributes"], optuna_tables["studies"]
-    query = sa.select(attrs.c.value_json).join(names, names.c.study_id == attrs.c.study_id)
-    text = connection.execute(query.where(names.c.study_name == name, attrs.c.key == UID_KEY)).scalar()
-    return json.loads(text) if text else ""
+    ours = (attrs.c.study_id == names.c.study_id) & (attrs.c.key == UID_KEY)
+    query = sa.select(names.c.study_id, attrs.c.value_json).outerjoin_from(names, attrs, ours)
+    row = connection.execute(query.where(names.c.study_name == name)).first()
+    return (row[0], from_json(row[1]) or "") if row is not None else (None, "")
 
 
-def trial_id(connection: Connection, name: str, number: int) -> int | None:
-    return next((one for one, of in trial_ids(connection, name, [number]).items() if of == number), None)
+def trial_id(connection: Connection, study_id: int | None, number: int) -> int | None:
+    return next(iter(trial_ids(connection, study_id, [number])), None)
 
 
-def trial_ids(connection: Connection, name: str, numbers: Sequence[int]) -> dict[int, int]:
+def trial_ids(connection: Connection, study_id: int | None, numbers: Sequence[int]) -> dict[int, int]:
     """The numbers of those trials that there are, by trial id."""
-    study = study_id(connection, name)
     numbers = [number for number in numbers if 0 <= number < 2**31]
-    if study is None or not numbers:
+    if study_id is None or not numbers:
         return {}
-    query = sa.select(TRIALS.c.trial_id, TRIALS.c.number).where(
-        TRIALS.c.study_id == study, TRIALS.c.number.in_(numbers)
-    )
-    if (
-        connection.dialect.name == "sqlite"
-    ):  # its index on the study is sorted by id, and numbers grow with it
-        of_study = sa.select(sa.func.min(TRIALS.c.trial_id)).where(TRIALS.c.study_id == study)
-        query = query.where(TRIALS.c.trial_id >= of_study.scalar_subquery() + min(numbers))
+    of_study = TRIALS.c.study_id == study_id
+    query = sa.select(TRIALS.c.trial_id, TRIALS.c.number)
+    query = query.where(of_study, among(connection, TRIALS.c.number, numbers))
+    if is_sqlite(connection):  # its index on the study is sorted by id, and numbers grow with it
+        first = sa.select(sa.func.min(TRIALS.c.trial_id)).where(of_study)
+        query = query.where(TRIALS.c.trial_id >= first.scalar_subquery() + min(numbers))
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def directions(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
     table = optuna_tables["study_directions"]
-    query = sa.select(table.c.study_id, table.c.direction).where(table.c.study_id.in_(list(ids)))
+    query = sa.select(table.c.study_id, table.c.direction).where(among(connection, table.c.study_id, ids))
     found: dict[int, tuple[str, ...]] = {}
     for study_id, direction in connection.execute(query.order_by(table.c.objective)):
         found[study_id] = (*found.get(study_id, ()), direction.name.lower())
@@ -150,7 +132,7 @@ def study_rows(connection: Connection, names: Mapping[int, str]) -> list[StudyRo
         sa.func.count(),
         sa.func.max(TRIALS.c.datetime_start),
         sa.func.max(TRIALS.c.datetime_complete),
-    ).where(TRIALS.c.study_id.in_(ids))
+    ).where(among(connection, TRIALS.c.study_id, ids))
     for study_id, state, count, *times in connection.execute(
         query.group_by(TRIALS.c.study_id, TRIALS.c.state)
     ):
@@ -159,7 +141,7 @@ def study_rows(connection: Connection, names: Mapping[int, str]) -> list[StudyRo
     ways_of = directions(connection, ids)
     attrs = optuna_tables["study_system_attributes"]
     known = sa.select(attrs.c.study_id, attrs.c.value_json).where(
-        attrs.c.key == UID_KEY, attrs.c.study_id.in_(ids)
+        attrs.c.key == UID_KEY, among(connection, attrs.c.study_id, ids)
     )
     uids = {study_id: json.loads(text) for study_id, text in connection.execute(known)}
     rows: dict[str, Row[Any]] = {}
@@ -205,7 +187,9 @@ def bests_of(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[int,
     complete = (TRIALS.c.state == TrialState.COMPLETE) & (VALUES.c.value <= math.inf)  # no NaN
 
     def of_complete(*columns: Any) -> sa.Select[Any]:
-        query = sa.select(TRIALS.c.study_id, *columns).where(complete, TRIALS.c.study_id.in_(list(ids)))
+        query = sa.select(TRIALS.c.study_id, *columns).where(
+            complete, among(connection, TRIALS.c.study_id, ids)
+        )
         query = query.join(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
         return query.join(ways, (ways.c.study_id == TRIALS.c.study_id) & (ways.c.objective == 0))
 
@@ -219,37 +203,21 @@ def bests_of(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[int,
 def params_of(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
     query = sa.select(
         PARAMS.c.trial_id, PARAMS.c.param_name, PARAMS.c.param_value, PARAMS.c.distribution_json
-    ).where(PARAMS.c.trial_id.in_(list(ids)))
+    ).where(among(connection, PARAMS.c.trial_id, ids))
     found: dict[int, dict[str, Any]] = {}
     for trial_id, name, value, text in connection.execute(query.order_by(PARAMS.c.param_id)).all():
         found.setdefault(trial_id, {})[name] = distribution(text).to_external_repr(value)
     return found
 
 
-def curves_of(
-    connection: Connection, ids: Sequence[int], *, after: Mapping[int, int] | None = None
-) -> dict[int, list[CurvePoint]]:
-    """Reports by trial, by step; with ``after`` only those with an id above the trial's one there."""
-    query = sa.select(*_REPORT)
-    if after is None:
-        query = query.where(REPORTS.c.trial_id.in_(list(ids)))
-    else:
-        newer = REPORTS.c.trial_intermediate_value_id
-        query = query.where(sa.or_(*((REPORTS.c.trial_id == one) & (newer > after[one]) for one in ids)))
-    found: dict[int, list[CurvePoint]] = {trial_id: [] for trial_id in ids}
-    rows = connection.execute(query.order_by(REPORTS.c.step)).all()  # far quicker than one by one
-    for trial_id, step, value, kind in rows:
-        found[trial_id].append((step, value if kind == "FINITE" else unstored(value, kind)))
-    return found
-
-
 def trial_rows(connection: Connection, uid: str, ids: Sequence[int]) -> list[TrialRow]:
     """The trials of these ids, all of the study with this uid ("" for none), in their order."""
     rows = {
-        row.trial_id: row for row in connection.execute(sa.select(TRIALS).where(TRIALS.c.trial_id.in_(ids)))
+        row.trial_id: row
+        for row in connection.execute(sa.select(TRIALS).where(among(connection, TRIALS.c.trial_id, ids)))
     }
     values: dict[int, list[float]] = {}
-    query = sa.select(VALUES).where(VALUES.c.trial_id.in_(ids)).order_by(VALUES.c.objective)
+    query = sa.select(VALUES).where(among(connection, VALUES.c.trial_id, ids)).order_by(VALUES.c.objective)
     for row in connection.execute(query):
         values.setdefault(row.trial_id, []).append(unstored(row.value, row.value_type.name))
     params = params_of(connection, ids)
@@ -282,18 +250,6 @@ def trial_rows(connection: Connection, uid: str, ids: Sequence[int]) -> list[Tri
     return found
 
 
-def last_reports(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[int, float]]:
-    others = REPORTS.alias()
-    newest = sa.select(sa.func.max(others.c.step)).where(others.c.trial_id == TRIALS.c.trial_id)
-    newest = newest.correlate(TRIALS)
-    last = (REPORTS.c.trial_id == TRIALS.c.trial_id) & (REPORTS.c.step == newest.scalar_subquery())
-    query = sa.select(*_REPORT).select_from(sa.join(TRIALS, REPORTS, last))
-    query = query.where(TRIALS.c.trial_id.in_(list(ids)))
-    return {
-        trial_id: (step, unstored(value, kind)) for trial_id, step, value, kind in connection.execute(query)
-    }
-
-
 def attempt_summaries(
     connection: Connection, uid: str, ids: Sequence[int]
 ) -> dict[int, tuple[int, str, str, str]]:
@@ -302,7 +258,7 @@ def attempt_summaries(
         return {}
     table = tables.attempts
     columns = (table.c.study_uid, table.c.trial_id, table.c.state, table.c.reason, table.c.message)
-    query = sa.select(*columns).where(table.c.trial_id.in_(list(ids))).order_by(table.c.attempt)
+    query = sa.select(*columns).where(among(connection, table.c.trial_id, ids)).order_by(table.c.attempt)
     found: dict[int, tuple[int, str, str, str]] = {}
     for of, trial_id, state, reason, message in connection.execute(query):
         if of != uid:  # of a deleted study; in SQL SQLite would read every attempt of the study
