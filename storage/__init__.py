@@ -5,10 +5,11 @@ It imports nothing of the rest of Tuner. SQLAlchemy and Alembic are used here an
 
 from __future__ import annotations
 
-from storage.database import Database, mask_url
+from storage.database import Database
 from storage.errors import Held, LeaseLost, Refused, StorageError, Unavailable, UnknownStudy
 from storage.held import HeldStudy
 from storage.lease import Lease
+from storage.masking import mask_url
 from storage.sqlstorage import SqlStorage
 from storage.studies import StudyRecord
 

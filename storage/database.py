@@ -26,9 +26,10 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from storage import migrations
 from storage.errors import Refused, Unavailable
+from storage.masking import mask_url
 from storage.tables import OPTUNA_SCHEMA
 
-__all__ = ["Database", "mask_url", "normalise_url"]
+__all__ = ["Database", "normalise_url"]
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs", "afs")
 
@@ -56,12 +57,13 @@ def normalise_url(text: str) -> URL:
         'postgresql+psycopg'
     """
     try:
-        url = make_url(text)
-    except sa.exc.ArgumentError:
+        url = make_url(text.strip())
+        backend = url.get_backend_name()
+    except (sa.exc.ArgumentError, ValueError):  # such as a port that is no number
         raise Unavailable(
-            f"storage {text!r} is not a database URL; write sqlite:///FILE.db or postgresql://USER@HOST/NAME"
+            f"storage {mask_url(text)!r} is not a database URL; "
+            "write sqlite:///FILE.db or postgresql://USER@HOST/NAME"
         ) from None
-    backend = url.get_backend_name()
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
@@ -71,14 +73,6 @@ def normalise_url(text: str) -> URL:
     if not url.database or url.database == ":memory:":
         raise Unavailable("a SQLite database in memory is lost with its process; write sqlite:///FILE.db")
     return url
-
-
-def mask_url(text: str) -> str:
-    """The URL without its password, for messages and logs."""
-    try:
-        return make_url(text).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return text
 
 
 class Database:
@@ -112,7 +106,7 @@ class Database:
                 self._check_schema(create)
 
     def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        return mask_url(self.text)
 
     @property
     def text(self) -> str:

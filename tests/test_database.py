@@ -16,6 +16,10 @@ from storage import Database, Unavailable, database, mask_url, migrations
     ("url", "part"),
     [
         ("tuner.db", "not a database URL"),
+        ("postgresql://ann:secret@db:port/tuner", r"ann:\*\*\*@db:port/tuner' is not a database URL"),
+            "postgresql://ann:secret@db:port/tuner",
+            r"postgresql://ann:\*\*\*@db:port/tuner' is not a database URL",
+        ),
         ("mysql://ann:secret@host/db", "not to mysql"),
         ("sqlite://", "in memory is lost"),
         ("sqlite:////nowhere/at/all/tuner.db", "does not exist"),
@@ -93,5 +97,21 @@ def test_sqlite_is_opened_for_durable_commits(sqlite_url: str) -> None:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
 
 
-def test_passwords_are_masked() -> None:
-    assert mask_url("postgresql://ann:secret@db/tuner") == "postgresql://ann:***@db/tuner"
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("--storage=postgresql://ann:secret@db/tuner", "--storage=postgresql://ann:***@db/tuner"),
+        ("postgresql+psycopg://ann:se@cr:et@db:5432/t", "postgresql+psycopg://ann:***@db:5432/t"),
+        ("redis://:secret@host", "redis://:***@host"),
+        ("postgresql://db/t?user=ann&password=secret&x=1", "postgresql://db/t?user=ann&password=***&x=1"),
+        ("postgresql//ann:secret@db/t", "postgresql//ann:***@db/t"),
+        ("postgresql://db/t?sslpassword=secret", "postgresql://db/t?sslpassword=***"),
+        ("host=db PASSWORD=secret", "host=db PASSWORD=***"),
+        ("s3://bucket/key", "s3://bucket/key"),
+        ("ray://host:10001", "ray://host:10001"),
+        ("sqlite:///tuner.db", "sqlite:///tuner.db"),
+        ("lr=0.1", "lr=0.1"),
+    ],
+)
+def test_passwords_are_masked(text: str, masked: str) -> None:
+    assert mask_url(text) == masked

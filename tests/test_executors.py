@@ -27,7 +27,7 @@ EXECUTORS = ["inline", "ray"]
 RUN = "contract-tests"
 
 OBJECTIVES = """
-import os, sys, time
+import os, sys, threading, time
 import optuna
 
 def quadratic(trial):
@@ -54,6 +54,19 @@ def checkpoints_when_asked(trial):
         if trial.should_stop():
             return 0.0
         trial.should_prune()
+
+def speaks_from_threads(trial):
+    def speak(start):
+        for step in range(start, start + 20):
+            trial.report(0.0, step)
+            trial.should_prune()
+            trial.suggest_float(f"x{step}", 0, 1)
+    threads = [threading.Thread(target=speak, args=(100 * one,)) for one in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return 0.0
 
 def asks_the_study(trial):
     try:
@@ -183,6 +196,13 @@ def test_questions_get_the_drivers_answers(driver: Driver) -> None:
     asked = [message for message in driver.messages() if isinstance(message, Question)]
     assert [type(question) for question in asked] == [Sample, Ask, Ask]
     assert [message.value for message in driver.messages() if isinstance(message, Report)] == [1.0, 1.0]
+
+
+def test_threads_of_an_objective_get_the_answers_to_their_own_questions(driver: Driver) -> None:
+    driver.start("speaks_from_threads")
+    assert driver.until_released() == Outcome(reason=Reason.COMPLETE, values=(0.0,))
+    asked = [message.name for message in driver.messages() if isinstance(message, Sample)]
+    assert len(asked) == len(set(asked)) == 80
 
 
 def test_a_refusal_of_the_driver_reaches_the_objective(driver: Driver) -> None:

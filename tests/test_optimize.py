@@ -354,6 +354,55 @@ def test_a_space_of_distributions_and_one_of_a_function_are_drawn_in_the_driver(
     assert 7 <= study.trials[2].value <= 8
 
 
+def test_a_distribution_that_other_trials_contradict_fails_its_trial_only(sqlite_url: str) -> None:
+    def objective(trial: Any) -> float:
+        return float(trial.suggest_int("x", 3, 3) if trial.number % 2 else trial.suggest_float("x", 0, 1))
+
+    study = run(make(sqlite_url), objective, 4)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL"] * 2
+
+
+def test_an_enqueued_value_outside_the_space_fails_its_trial_only(sqlite_url: str) -> None:
+    study = make(sqlite_url)
+    study.enqueue_trial({"x": "abc"})
+    run(study, sphere, 3, space={"x": optuna.distributions.FloatDistribution(-5, 5)})
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert reasons(sqlite_url) == ["exception", "complete", "complete"]
+    failed = reads.trial(Database(sqlite_url, create=False).engine, "s", 0)
+    assert failed is not None
+    assert "abc" in failed.message
+    assert "ValueError" in failed.attempt_rows[0].traceback
+
+
+class BrokenSampler(optuna.samplers.RandomSampler):
+    """Fails in one of its methods."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+        if self.where == "relative":
+            raise ZeroDivisionError("in the sampler")
+        return super().infer_relative_search_space(study, trial)
+
+    def sample_independent(self, *arguments: Any) -> Any:
+        if self.where == "independent":
+            raise ZeroDivisionError("in the sampler")
+        return super().sample_independent(*arguments)
+
+
+@pytest.mark.parametrize("where", ["relative", "independent"])
+def test_a_sampler_that_fails_ends_the_study_in_one_line_and_leaves_nothing_open(
+    sqlite_url: str, where: str
+) -> None:
+    study = make(sqlite_url, sampler=BrokenSampler(where))
+    with pytest.raises(tuner.StudyStopped, match=r"5 trials in a row failed alike.*in the sampler"):
+        run(study, sphere, 20)
+    assert [trial.state.name for trial in study.trials] == ["FAIL"] * 5
+    assert len(run(make(sqlite_url, load_if_exists=True), sphere, 6).trials) == 6
+
+
 def test_a_timeout_lets_the_running_trial_finish(sqlite_url: str) -> None:
     study = make(sqlite_url)
     run(study, sphere, timeout=0.3)

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.scheduler import Action, Counts, Done, StartEnqueued, StartNew, StartRetry, Wait, decide
+from tuner.scheduler import Action, Counts, Done, StartClaimed, StartEnqueued, StartNew, Wait, decide
 
 
 @pytest.mark.parametrize(
     ("counts", "n_trials", "action"),
     [
-        (Counts(retries_due=1, enqueued=1), 10, StartRetry()),
+        (Counts(retries_due=1, enqueued=1), 10, StartClaimed()),
         (Counts(enqueued=1), 10, StartEnqueued()),
         (Counts(), 10, StartNew()),
         (Counts(finished=10, enqueued=3), 10, Done()),  # those beyond the budget stay enqueued
         (Counts(finished=9, retries_waiting=1), 10, Wait()),  # the last place is taken by a retry to come
-        (Counts(finished=9, retries_due=1), 10, StartRetry()),
+        (Counts(finished=9, retries_due=1), 10, StartClaimed()),
         (Counts(finished=12), 10, Done()),  # another program finished some
-        (Counts(finished=12, retries_due=1), 10, StartRetry()),  # a trial of ours must reach its end
+        (Counts(finished=12, retries_due=1), 10, StartClaimed()),  # a trial of ours must reach its end
         (Counts(finished=10, running=1), 10, Wait()),  # its processes are leaving
         (Counts(running=1, running_unfinished=1), 10, Wait()),  # no slot
         (Counts(running=1, running_unfinished=1, slots=2), 10, StartNew()),
@@ -69,7 +69,7 @@ def _after(counts: Counts, action: Action, events: random.Random, failing: float
             counts, **{name: getattr(counts, name) + by for name, by in changes.items()}
         )
 
-    if action == StartRetry():
+    if action == StartClaimed():
         return plus(retries_due=-1, running=1, running_unfinished=1), 0
     if action == StartEnqueued():
         return plus(enqueued=-1, running=1, running_unfinished=1), 1

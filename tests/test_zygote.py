@@ -78,7 +78,7 @@ def tells(trial):
         "folder": os.getcwd(),
         "environment": {name: os.environ.get(name) for name in
                         ("TUNER_RUN", "TUNER_TRIAL", "TUNER_STUDY", "GIVEN", "OMP_NUM_THREADS",
-                         "CUDA_VISIBLE_DEVICES")},
+                         "CUDA_VISIBLE_DEVICES", "TUNER_STORAGE", "PGPASSWORD")},
         "zygote": os.getppid(),
     })
     return 0.0
@@ -94,7 +94,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shell() -> Iterator[Shell]:
-    made = Shell(RUN, cpus=1, hide_gpus=True, preload=("no_such_module_at_all",))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TUNER_STORAGE", "postgresql://ann:secret@db/tuner")
+        environment.setenv("PGPASSWORD", "secret")
+        made = Shell(RUN, cpus=1, hide_gpus=True, preload=("no_such_module_at_all",))
     yield made
     made.shutdown()
     assert marked(RUN) == []
@@ -274,6 +277,8 @@ def test_a_rank_finds_the_process_of_a_script(shell: Shell, file: Path, tmp_path
             "GIVEN": "1",
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
+            "TUNER_STORAGE": None,  # what names a database, with its password, is the driver's
+            "PGPASSWORD": None,
         },
     }
 

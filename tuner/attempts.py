@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from storage.held import AttemptRecord
+from storage.held import AttemptRecord, CheckpointRecord
 from storage.writes import (
     AddCheckpoint,
     Claim,
@@ -26,6 +27,7 @@ from storage.writes import (
 )
 from tuner import checkpoint, retention, retry
 from tuner.assignment import Draw
+from tuner.failures import storable
 from tuner.messages import RankInfo, Saved
 from tuner.outcome import Outcome, Reason
 from tuner.retry import PastAttempt, Retry
@@ -33,6 +35,8 @@ from tuner.seeds import trial_seed
 from tuner.study import DrivenStudy, Space
 
 __all__ = ["Attempts", "Due", "Running"]
+
+log = logging.getLogger(__name__)
 
 LIVE_CHECKPOINTS = 2  # kept of a trial that runs: the newest may be damaged
 LAST_CHECKPOINTS = 1  # kept of a trial that ended
@@ -62,8 +66,10 @@ class Running:
 
     Attributes:
         began, reported: on the monotonic clock: its start, and its last word.
+        resume: the checkpoint that it started from, or None.
         ended: its outcome is recorded; its processes are still leaving.
         killed: its end was ordered.
+        apart: its ranks do not save the same checkpoints, and a person was told.
     """
 
     trial_id: int
@@ -72,8 +78,10 @@ class Running:
     history: tuple[PastAttempt, ...]
     began: float
     reported: float
+    resume: retention.Whole | None = None
     ended: bool = False
     killed: bool = False
+    apart: bool = False
 
 
 class Attempts:
@@ -95,10 +103,10 @@ class Attempts:
         self._space = space
         self._provenance = provenance
 
-    def ask(self) -> tuple[Due, dict[str, Draw]]:
-        """Claim a waiting or a new trial: its first attempt, and its joint draw."""
-        trial, draw = self._study.ask_trial(self._space)
-        return Due(trial_id=trial._trial_id, number=trial.number, attempt=1), draw
+    def claim(self) -> Due:
+        """Claim a waiting or a new trial: its first attempt."""
+        trial = self._study.claim_trial()
+        return Due(trial_id=trial._trial_id, number=trial.number, attempt=1)
 
     def start(self, due: Due, draw: Mapping[str, Draw]) -> Running:
         """Queue that an attempt goes to the workers; the caller flushes before it does."""
@@ -124,10 +132,11 @@ class Attempts:
             history=due.history,
             began=now,
             reported=now,
+            resume=due.resume,
         )
 
-    def recorded_draw(self, due: Due) -> dict[str, Draw]:
-        """The joint draw of an earlier attempt; drawn now for a claim that never started."""
+    def draw(self, due: Due) -> dict[str, Draw]:
+        """The joint draw of a trial: that of an earlier attempt, else drawn now."""
         for record in self._held.attempts(due.trial_id):
             if record.relative is not None:
                 pairs = json.loads(record.relative)
@@ -163,7 +172,17 @@ class Attempts:
                 attributes=attributes_json(trial) if rank == 0 else None,
             )
         )
-        self._delete_checkpoints(running.trial_id, LIVE_CHECKPOINTS)
+        records = self._held.checkpoints(running.trial_id)
+        used = running.resume.resume if running.resume else None
+        self._delete(running.trial_id, records, retention.expendable(records, LIVE_CHECKPOINTS, used=used))
+        why = "" if running.apart else retention.unmatched(records, running.attempt)
+        if why:
+            running.apart = True
+            text = f"{why}; every rank must call save_checkpoint, with the same steps, or none counts"
+            log.warning("trial %d: %s", running.number, text)
+            self._study.event(
+                "checkpoints_apart", {"why": text}, trial_id=running.trial_id, attempt=running.attempt
+            )
 
     def end(self, running: Running, outcome: Outcome) -> Due | TrialState | None:
         """Record how an attempt ended.
@@ -180,10 +199,10 @@ class Attempts:
             epoch=self._held.lease.epoch,
             reason=outcome.reason,
             charged=decision.charged,
-            message=outcome.message,
-            exception=outcome.exception,
-            traceback=outcome.traceback,
-            log_tail=outcome.log_tail,
+            message=storable(outcome.message),
+            exception=storable(outcome.exception),
+            traceback=storable(outcome.traceback),
+            log_tail=storable(outcome.log_tail),  # what a process printed may be anything
         )
         if decision.again:
             past = PastAttempt(reason=outcome.reason, charged=decision.charged)
@@ -194,7 +213,8 @@ class Attempts:
         except UpdateFinishedTrialError:
             self.close_elsewhere(running.trial_id)
             return None
-        self._delete_checkpoints(running.trial_id, LAST_CHECKPOINTS)
+        records = self._held.checkpoints(running.trial_id)
+        self._delete(running.trial_id, records, retention.expendable(records, LAST_CHECKPOINTS, over=True))
         return state
 
     def close_elsewhere(self, trial_id: int) -> None:
@@ -294,9 +314,10 @@ class Attempts:
             resume=start,
         )
 
-    def _delete_checkpoints(self, trial_id: int, keep: int) -> None:
-        records = self._held.checkpoints(trial_id)
-        for attempt, step in retention.expendable(records, keep):
+    def _delete(
+        self, trial_id: int, records: Sequence[CheckpointRecord], steps: Sequence[tuple[int, int]]
+    ) -> None:
+        for attempt, step in steps:
             paths = [one.path for one in records if (one.attempt, one.step) == (attempt, step)]
             drop = DropCheckpoints(study_uid=self._held.uid, trial_id=trial_id, attempt=attempt, step=step)
             self._held.drop_checkpoint(drop)

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 import storage
 from storage.held import CommandRecord
 from storage.writes import DoneCommand, SetStudyRow
-from tuner import retry, scheduler
+from tuner import failures, retry, scheduler
 from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.dispatch.base import Cluster, Executor
@@ -223,19 +223,16 @@ class Driver:
     # ------------------------------------------------------------------ admission
 
     def _admit(self) -> None:
-        """Fill the free slots: a due retry, then an enqueued trial, then a new one."""
+        """Fill the free slots: a claimed attempt that is due, then an enqueued trial, then a new one."""
         if self._held.returned > self._returns:
             self._due += self._attempts.unstarted({*self._running, *(due.number for due in self._due)})
             self._returns = self._held.returned
         while not self._held.away:
             match scheduler.decide(self._counts(), self._settings.n_trials):
-                case scheduler.StartRetry():
-                    due = min(self._due, key=lambda one: one.due)
-                    draw = self._attempts.recorded_draw(due)
-                    self._due.remove(due)
-                    self._dispatch(due, draw)
+                case scheduler.StartClaimed():
+                    self._start(min(self._due, key=lambda one: one.due))
                 case scheduler.StartEnqueued() | scheduler.StartNew():
-                    self._dispatch(*self._attempts.ask())
+                    self._due.append(self._attempts.claim())
                 case _:
                     return
 
@@ -264,6 +261,22 @@ class Driver:
     def _is_work_left(self) -> bool:
         done = isinstance(scheduler.decide(self._counts(), self._settings.n_trials), scheduler.Done)
         return bool(self._due) or not done
+
+    def _start(self, due: Due) -> None:
+        """Draw for a claimed attempt and dispatch it. A sampler or a space that fails, fails the trial."""
+        try:
+            draw = self._attempts.draw(due)
+        except UpdateFinishedTrialError:
+            self._held.finished_elsewhere.add(due.trial_id)
+            self._drop_finished_elsewhere()
+        except Exception as error:
+            if isinstance(error, storage.StorageError) and not isinstance(error, storage.Refused):
+                raise
+            self._due.remove(due)
+            self._end(self._attempts.start(due, {}), failures.raised(error))
+        else:
+            self._due.remove(due)
+            self._dispatch(due, draw)
 
     def _dispatch(self, due: Due, draw: dict[str, Draw]) -> None:
         """Commit the attempt, then hand it to the executor."""
@@ -315,9 +328,10 @@ class Driver:
     def _answer(self, running: Running, rank: int, question: Question) -> Answer:
         try:
             return Answer(id=question.id, value=self._find_answer(running, rank, question))
-        except (storage.Refused, UpdateFinishedTrialError):
+        except (storage.StorageError, UpdateFinishedTrialError):
             raise
-        except (ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # of the sampler, the pruner, a member of the study: the objective's
+            log.debug("a question of trial %d failed", running.number, exc_info=True)
             return Answer(id=question.id, error=f"{type(error).__name__}: {error}")
 
     def _find_answer(self, running: Running, rank: int, question: Question) -> object:
@@ -338,7 +352,11 @@ class Driver:
     def _end(self, running: Running, outcome: Outcome) -> None:
         """An attempt has its outcome: record it, and what follows."""
         running.ended = True
-        result = self._attempts.end(running, outcome)
+        try:
+            result = self._attempts.end(running, outcome)
+        except storage.Refused as error:  # the trial must not stay open for it
+            text = f"its end could not be stored: {error}"
+            result = self._attempts.end(running, Outcome(reason=Reason.REFUSED, message=text))
         if isinstance(result, Due):
             self._due.append(result)
             return

@@ -6,20 +6,18 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from storage import mask_url
 from tuner.assignment import ObjectiveRef
 
-__all__ = ["collect", "mask_url"]
+__all__ = ["collect"]
 
 _PACKAGES = ("optuna", "ray", "torch", "numpy", "sqlalchemy", "tuner")
-_SECRET = re.compile(r"(\w+://[^:/@\s]*):(\S+)@")
-_NAMED_SECRET = re.compile(r"\b(pass(?:word|wd)?|pwd|secret|token)=([^&\s]+)", re.IGNORECASE)
 
 
 def collect(ref: ObjectiveRef, arguments: Sequence[str], seed: int) -> dict[str, object]:
@@ -37,16 +35,6 @@ def collect(ref: ObjectiveRef, arguments: Sequence[str], seed: int) -> dict[str,
         "platform": platform.platform(),
         "study_seed": seed,
     }
-
-
-def mask_url(text: str) -> str:
-    """The text with the passwords of its URLs hidden.
-
-    Example:
-        >>> mask_url("--storage=postgresql://ann:secret@db/tuner")
-        '--storage=postgresql://ann:***@db/tuner'
-    """
-    return _NAMED_SECRET.sub(r"\1=***", _SECRET.sub(r"\1:***@", text))
 
 
 def _version(package: str) -> str | None:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from storage.held import CheckpointRecord
 from tuner.assignment import Resume, Shard
 
-__all__ = ["Whole", "expendable", "newest_valid", "whole"]
+__all__ = ["Whole", "expendable", "newest_valid", "unmatched", "whole"]
+
+_PARTIAL = 16  # steps that lack a rank's part and are kept all the same while the trial runs
+_BEHIND = 3  # such steps in a row after which we say so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +62,43 @@ def newest_valid(
     return None, damaged
 
 
-def expendable(records: Sequence[CheckpointRecord], keep: int) -> list[tuple[int, int]]:
-    """(attempt, step) of what can be deleted: all that is older than the ``keep`` newest whole ones.
+def expendable(
+    records: Sequence[CheckpointRecord], keep: int, *, used: Resume | None = None, over: bool = False
+) -> list[tuple[int, int]]:
+    """(attempt, step) of what can be deleted: all but the ``keep`` newest whole ones.
 
-    Parts that are not whole yet, and newer than the newest whole one, stay.
+    Args:
+        used: what the running attempt started from, which it may read at any time.
+        over: the trial has ended, so that nothing becomes whole any more. Until then parts that are
+            newer than the kept ones stay, the newest 16 of them: a rank may be behind.
     """
     complete = [(one.attempt, one.step) for one in whole(records)]
-    if len(complete) < keep:
-        return []
-    last = complete[keep - 1]
-    return sorted({(one.attempt, one.step) for one in records if (one.attempt, one.step) < last})
+    kept = set(complete[:keep])
+    if used is not None:
+        kept.add((used.attempt, used.step))
+    steps = sorted({(one.attempt, one.step) for one in records})
+    if not over:
+        oldest = complete[keep - 1] if len(complete) >= keep else (0, 0)
+        partial = [one for one in steps if one not in complete and one > oldest]
+        kept.update(partial[-_PARTIAL:])
+    return [one for one in steps if one not in kept]
+
+
+def unmatched(records: Sequence[CheckpointRecord], attempt: int) -> str:
+    """Why the checkpoints of an attempt do not count, where its ranks do not save the same ones; else "".
+
+    Example:
+        >>> part = dict(attempt=1, rank=0, world_size=2, path="", digest="", size=0, attributes="{}")
+        >>> unmatched([CheckpointRecord(step=step, **part) for step in (2, 1, 0)], 1)
+        'rank 1 saved none of the last 3 steps'
+    """
+    newest = max((one.step for one in whole(records) if one.attempt == attempt), default=-1)
+    parts = [one for one in records if one.attempt == attempt and one.step > newest]
+    steps = {one.step for one in parts}
+    if len(steps) < _BEHIND:
+        return ""
+    silent = sorted(set(range(parts[0].world_size)) - {one.rank for one in parts})
+    if not silent:
+        return f"its ranks saved {len(steps)} different steps"
+    ranks = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
+    return f"{ranks} saved none of the last {len(steps)} steps"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Action", "Counts", "Done", "StartEnqueued", "StartNew", "StartRetry", "Wait", "decide"]
+__all__ = ["Action", "Counts", "Done", "StartClaimed", "StartEnqueued", "StartNew", "Wait", "decide"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Action:
 
 
 @dataclass(frozen=True)
-class StartRetry(Action):
-    """Start the attempt that has been due longest."""
+class StartClaimed(Action):
+    """Start the claimed attempt that has been due longest: a retry, or a first one."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def decide(counts: Counts, n_trials: int | None) -> Action:
         return Wait() if counts.running else Done()
     if counts.running < counts.slots:
         if counts.retries_due:
-            return StartRetry()
+            return StartClaimed()
         if room:
             return StartEnqueued() if counts.enqueued else StartNew()
     return Wait() if counts.running or unfinished or room else Done()

@@ -13,8 +13,10 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+import storage
 from storage import HeldStudy
 from storage.writes import AddEvent, AddMetric, EndAttempt
 from tuner import frozen, samplers
@@ -54,20 +56,18 @@ class DrivenStudy(optuna.Study):
         """Start nothing new; running trials finish. Works in callbacks, samplers and objectives."""
         self.stop_requested = True
 
-    def ask_trial(self, space: Space) -> tuple[FrozenTrial, dict[str, Draw]]:
-        """Claim a waiting trial, else create one; sample what the sampler draws jointly.
-
-        The claim is committed on return; the draw is not.
-
-        Returns:
-            The trial, and its relative draw, which travels with it.
-        """
-        trial_id = self._claim()
-        number = self.held.image.trial(trial_id).number
-        return self.held.image.trial(trial_id), self.draw(trial_id, number, space)
+    def claim_trial(self) -> FrozenTrial:
+        """Claim a waiting trial, else create one: committed on return."""
+        for trial in self.held.image.trials((TrialState.WAITING,)):
+            if self.held.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return self.held.image.trial(trial._trial_id)
+        return self.held.image.trial(self.held.storage.create_new_trial(self._study_id))
 
     def draw(self, trial_id: int, number: int, space: Space) -> dict[str, Draw]:
-        """The joint draw of a claimed trial, and with a ``space`` all its parameters at once."""
+        """The joint draw of a claimed trial, and with a ``space`` all its parameters at once.
+
+        Whatever the sampler or the space raises comes out as it is.
+        """
         self._thread_local.cached_all_trials = None
         self._reseed(number)
         trial = optuna.Trial(self, trial_id)
@@ -112,7 +112,7 @@ class DrivenStudy(optuna.Study):
         match message:
             case Param(name=name, value=value, distribution=text):
                 if name not in self.held.image.trial(trial_id).params:
-                    store.set_trial_param(trial_id, name, value, json_to_distribution(text))
+                    self._set_param(trial_id, name, value, json_to_distribution(text))
             case Report(step=step, value=value):
                 if step not in self.held.image.trial(trial_id).intermediate_values:  # the first stands
                     store.set_trial_intermediate_value(trial_id, step, value)
@@ -193,11 +193,13 @@ class DrivenStudy(optuna.Study):
             return frozen.trials_to_json(self.held.image.trials(states))
         raise ValueError(f"trial.study has no {method!r} on a worker")
 
-    def _claim(self) -> int:
-        for trial in self.held.image.trials((TrialState.WAITING,)):
-            if self.held.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                return trial._trial_id
-        return self.held.storage.create_new_trial(self._study_id)
+    def _set_param(self, trial_id: int, name: str, value: float, dist: BaseDistribution) -> None:
+        try:
+            self.held.storage.set_trial_param(trial_id, name, value, dist)
+        except UpdateFinishedTrialError:
+            raise
+        except (ValueError, RuntimeError) as error:  # Optuna's: not the distribution of other trials
+            raise storage.Refused(f"parameter {name!r}: {error}") from error
 
     def _reseed(self, number: int, *labels: str) -> None:
         samplers.reseed(self.sampler, derived_seed(self.seed, number, *labels))

@@ -128,6 +128,8 @@ class Trial(optuna.trial.Trial):
             )
         if _NUL.search(text):
             raise BadInput(f"user attribute {key!r} contains a NUL character, which PostgreSQL cannot hold")
+        if _has_surrogate(json.dumps(value, ensure_ascii=False)):
+            raise BadInput(f"user attribute {key!r} contains a lone surrogate, which no database stores")
         # what was checked, not an object that the objective may change before it is written
         super().set_user_attr(key, json.loads(text))
 
@@ -224,9 +226,19 @@ class Trial(optuna.trial.Trial):
 
 
 def _check_key(key: str, longest: int = _MAX_KEY) -> None:
-    if not isinstance(key, str) or not key or len(key) > longest or "\0" in key:
+    if not isinstance(key, str) or not key or len(key) > longest or "\0" in key or _has_surrogate(key):
         shown = repr(key) if len(str(key)) <= 60 else f"{str(key)[:57]!r}..."
-        raise BadInput(f"the name {shown} must be text of 1 to {longest} characters without NUL")
+        text = f"the name {shown} must be text of 1 to {longest} characters without NUL or lone surrogates"
+        raise BadInput(text)
+
+
+def _has_surrogate(text: str) -> bool:
+    """Half a character, as in the name of a file that is not in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _checked_step(step: int) -> int:

@@ -7,15 +7,13 @@ import datetime as dt
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import TracebackType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from tuner import failures
 from tuner import objective as objectives
 from tuner.agreement import PeerLost, open_store
 from tuner.assignment import Assignment
@@ -33,10 +31,6 @@ __all__ = ["FAREWELL", "run"]
 
 FAREWELL = 10.0
 """Seconds that rank 0 stays after its end, so that the others can read their verdicts."""
-
-_MAX_MESSAGE = 1_000
-_MAX_TRACEBACK = 64 * 1024
-_OURS = str(Path(__file__).parent)
 
 _LOST_PEER = (
     "connection closed by peer",
@@ -131,85 +125,31 @@ def _call(objective: Callable[[Trial], Any], trial: Trial, assignment: Assignmen
         # Within the try: the value's own __float__ may raise.
         outcome = classify_return(value, assignment.directions) if place.rank == 0 else _DONE
     except optuna.TrialPruned as error:
-        return _Ending(outcome=_plain(Reason.PRUNED, str(error)))
+        return _Ending(outcome=failures.stopped(Reason.PRUNED, str(error)))
     except Interrupted as error:
-        return _Ending(outcome=_plain(Reason.INTERRUPTED, str(error)))
+        return _Ending(outcome=failures.stopped(Reason.INTERRUPTED, str(error)))
     except KeyboardInterrupt as error:
-        asked = trial._channel.stop_requested()
-        return _Ending(
-            outcome=_plain(Reason.INTERRUPTED, "interrupted") if asked else _raised(error, Reason.EXCEPTION)
-        )
+        if not trial._channel.stop_requested():  # the objective's own
+            return _Ending(outcome=failures.raised(error))
+        return _Ending(outcome=failures.stopped(Reason.INTERRUPTED, "interrupted"))
     except SystemExit as error:
-        outcome = _raised(error, Reason.RANK_LOST)
         text = f"the objective called sys.exit({error.code!r})"
-        return _Ending(outcome=replace(outcome, message=_clean(text, _MAX_MESSAGE)))
+        return _Ending(outcome=failures.raised(error, Reason.RANK_LOST, text))
     except BaseException as error:
-        reason = Reason.OOM if _is_out_of_memory(error) else Reason.EXCEPTION
-        return _Ending(outcome=_raised(error, reason), collateral=_is_collateral(error, place))
+        return _Ending(outcome=failures.raised(error), collateral=_is_collateral(error, place))
     if trial.told_to_stop:
         text = "the objective returned after should_stop() said True; it goes on from its checkpoint"
-        outcome = _plain(Reason.INTERRUPTED, text)
+        outcome = failures.stopped(Reason.INTERRUPTED, text)
     return _Ending(outcome=outcome, returned=True)
 
 
 _DONE = Outcome(reason=Reason.COMPLETE)  # what another rank returns does not count
 
 
-def _plain(reason: Reason, text: str) -> Outcome:
-    return Outcome(reason=reason, message=_clean(text, _MAX_MESSAGE))
-
-
 def _failed_start(error: BaseException) -> Outcome:
     if isinstance(error, BadObjective):
-        return Outcome(
-            reason=Reason.IMPORT_ERROR,
-            message=_clean(str(error), _MAX_MESSAGE),
-            exception=_type_name(error.__cause__ or error),
-            traceback=_own_traceback(error.__cause__ or error),
-        )
-    return _raised(error, Reason.EXCEPTION)
-
-
-def _raised(error: BaseException, reason: Reason) -> Outcome:
-    try:
-        text = str(error).strip().splitlines()
-    except Exception:  # an exception class of the user's whose __str__ fails
-        text = []
-    message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-    return Outcome(
-        reason=reason,
-        message=_clean(message, _MAX_MESSAGE),
-        traceback=_own_traceback(error),
-        exception=_type_name(error),
-    )
-
-
-def _clean(text: str, longest: int) -> str:
-    """What every database can hold: no NUL, no half characters; the end is kept where it is too long."""
-    text = text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= longest else f"...{text[-longest:]}"
-
-
-def _type_name(error: BaseException) -> str:
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _own_traceback(error: BaseException) -> str:
-    """The traceback from the objective's first frame on, without ours above it."""
-    frame = error.__traceback__
-    while frame is not None and _is_ours(frame):
-        frame = frame.tb_next
-    return _clean("".join(traceback.format_exception(type(error), error, frame)), _MAX_TRACEBACK)
-
-
-def _is_ours(frame: TracebackType) -> bool:
-    file = frame.tb_frame.f_code.co_filename
-    return os.path.dirname(file) == _OURS or "importlib" in file
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        return failures.raised(error.__cause__ or error, Reason.IMPORT_ERROR, str(error))
+    return failures.raised(error, Reason.EXCEPTION)
 
 
 def _is_collateral(error: BaseException, place: Place) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -116,6 +117,7 @@ class _InlineChannel:
         self._failure: BaseException | None = None
         self._seq = 0
         self._questions = 0
+        self._speaking = threading.RLock()  # an objective may have threads; the driver has one
 
     def run(self) -> None:
         try:
@@ -139,19 +141,21 @@ class _InlineChannel:
         if isinstance(message, Finished):
             self._finished = message.outcome
             return
-        if self._failure is None:
-            try:
-                self.deliver(message)
-            except BaseException as error:
-                self._failure = error
+        with self._speaking:
+            if self._failure is None:
+                try:
+                    self.deliver(message)
+                except BaseException as error:
+                    self._failure = error
         if self._failure is not None or self.verdict is not None:
             raise _Left
 
     def ask(self, kind: type[Message], **fields: Any) -> Any:
-        self._questions += 1
         question: Any = kind  # numbered by us, as every Question is
-        self.send(question(id=self._questions, **fields))
-        answer = self.answers.pop(self._questions, None)
+        with self._speaking:
+            self._questions += 1
+            self.send(question(id=self._questions, **fields))
+            answer = self.answers.pop(self._questions, None)
         if answer is None:
             raise RuntimeError(f"the driver did not answer {kind.__name__}")
         if answer.error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from typing import Any
 
 from tuner.messages import Message, encode
@@ -20,33 +21,41 @@ def answer_line(question: int, value: Any, error: str) -> bytes:
 
 
 class PipeChannel:
-    """The rank's end; see :class:`tuner.channel.Channel`. Used from the rank's main thread."""
+    """The rank's end; see :class:`tuner.channel.Channel`. Threads of an objective may share it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._sending = threading.Lock()
+        self._reading = threading.Lock()  # held from a question to its answer
         self._buffer = b""
         self._questions = 0
         self._stop = False
         self._answers: dict[int, dict[str, Any]] = {}
 
     def send(self, message: Message) -> None:
-        self._socket.sendall(encode(message).encode() + b"\n")
+        line = encode(message).encode() + b"\n"
+        with self._sending:
+            self._socket.sendall(line)
 
     def ask(self, kind: type[Message], **fields: Any) -> Any:
-        self._questions += 1
-        number = self._questions
         question: Any = kind  # every Question has an id
-        self.send(question(id=number, **fields))
-        while number not in self._answers:
-            self._read(block=True)
-        answer = self._answers.pop(number)
+        with self._reading:
+            self._questions += 1
+            number = self._questions
+            self.send(question(id=number, **fields))
+            while number not in self._answers:
+                self._read(block=True)
+            answer = self._answers.pop(number)
         if answer["error"]:
             raise RuntimeError(answer["error"])
         return answer["value"]
 
     def stop_requested(self) -> bool:
-        if not self._stop:
-            self._read(block=False)
+        if not self._stop and self._reading.acquire(blocking=False):  # else another thread reads
+            try:
+                self._read(block=False)
+            finally:
+                self._reading.release()
         return self._stop
 
     def _read(self, *, block: bool) -> None:

@@ -39,6 +39,7 @@ OUTBOX = 100_000  # messages that wait for their commit; above it the child's re
 WITHOUT_DRIVER = 60.0  # seconds without a drain after which a shell ends itself
 TAIL = 16_384  # bytes of output that are kept with an outcome
 FORK = 100.0  # seconds that a zygote may take for its imports and the first fork
+_CREDENTIALS = ("TUNER_STORAGE", "PGPASSWORD")  # of the database, which a rank does not need
 _SHELL_MARK = "TUNER_SHELL"  # in the environment of this shell's processes, beside the run's mark
 
 
@@ -354,7 +355,7 @@ def _loopback() -> str:
 
 def _environment(run: str, mark: str, cpus: float, hide_gpus: bool) -> Mapping[str, str]:
     threads = str(max(1, int(cpus)))
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in _CREDENTIALS}
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[name] = os.environ.get(f"TUNER_{name}", threads)
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

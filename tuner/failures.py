@@ -1,0 +1,80 @@
+"""An exception as an outcome: one line, the type, and the traceback from the user's first frame on."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from tuner.outcome import Outcome, Reason
+
+__all__ = ["raised", "stopped", "storable"]
+
+_MAX_MESSAGE = 1_000
+_MAX_TRACEBACK = 64 * 1024
+_OURS = str(Path(__file__).parent)
+
+
+def raised(error: BaseException, reason: Reason | None = None, message: str | None = None) -> Outcome:
+    """The outcome of an attempt that ended with this exception.
+
+    Args:
+        reason: by default EXCEPTION, or OOM where memory ran out.
+        message: instead of the exception's type and the first line of its text.
+    """
+    if reason is None:
+        reason = Reason.OOM if _is_out_of_memory(error) else Reason.EXCEPTION
+    return Outcome(
+        reason=reason,
+        message=_message(_line(error) if message is None else message),
+        traceback=_own_traceback(error),
+        exception=_type_name(error),
+    )
+
+
+def stopped(reason: Reason, text: str) -> Outcome:
+    """An end without an error, in the objective's own words."""
+    return Outcome(reason=reason, message=_message(text))
+
+
+def _message(text: str) -> str:
+    """Its beginning says the most."""
+    text = storable(text)
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
+
+
+def storable(text: str) -> str:
+    """What every database can hold: no NUL, no half characters."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def _line(error: BaseException) -> str:
+    try:
+        text = str(error).strip().splitlines()
+    except Exception:  # an exception class of the user's whose __str__ fails
+        text = []
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _own_traceback(error: BaseException) -> str:
+    """The traceback from the objective's first frame on, without ours above it."""
+    frame = error.__traceback__
+    while frame is not None and _is_ours(frame):
+        frame = frame.tb_next
+    text = storable("".join(traceback.format_exception(type(error), error, frame)))
+    return text if len(text) <= _MAX_TRACEBACK else f"...{text[-_MAX_TRACEBACK:]}"  # where it was raised
+
+
+def _is_ours(frame: TracebackType) -> bool:
+    file = frame.tb_frame.f_code.co_filename
+    return os.path.dirname(file) == _OURS or "importlib" in file
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
