@@ -17,9 +17,6 @@ from storage import Database, Unavailable, database, mask_url, migrations
     [
         ("tuner.db", "not a database URL"),
         ("postgresql://ann:secret@db:port/tuner", r"ann:\*\*\*@db:port/tuner' is not a database URL"),
-            "postgresql://ann:secret@db:port/tuner",
-            r"postgresql://ann:\*\*\*@db:port/tuner' is not a database URL",
-        ),
         ("mysql://ann:secret@host/db", "not to mysql"),
         ("sqlite://", "in memory is lost"),
         ("sqlite:////nowhere/at/all/tuner.db", "does not exist"),
