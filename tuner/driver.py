@@ -20,28 +20,24 @@ from optuna.trial import TrialState
 import storage
 from storage.held import CommandRecord
 from storage.writes import DoneCommand, SetStudyRow
-from tuner import failures, retry, scheduler
+from tuner import failures, retry, scheduler, snapshot
+from tuner.answers import Answers
 from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.dispatch.base import Cluster, Executor
 from tuner.errors import StudyHeld, StudyStopped
 from tuner.job import Job, assignment
 from tuner.messages import (
-    Answer,
-    Ask,
-    Call,
     Ended,
     Envelope,
     Question,
     Released,
     Report,
-    Sample,
-    Saved,
     Started,
 )
 from tuner.outcome import Outcome, Reason
 from tuner.signals import Signals
-from tuner.snapshot import Progress, RunningTrial, Snapshot, best_trial, count_states
+from tuner.snapshot import Progress, Snapshot
 from tuner.study import DrivenStudy
 
 __all__ = ["Driver"]
@@ -81,6 +77,7 @@ class Driver:
         self._progress = progress
         self._stop_requested = stop_requested
         self._attempts = Attempts(study, job.settings.retry, job.space, job.provenance)
+        self._answers = Answers(study, self._attempts, job.settings.resources.ranks)
         self._running: dict[int, Running] = {}
         self._due: list[Due] = []
         self._unacknowledged: dict[tuple[int, int], int] = {}
@@ -238,15 +235,15 @@ class Driver:
 
     def _counts(self) -> scheduler.Counts:
         now = time.monotonic()
-        states = self._states()
+        states = self._held.image.counts
         due = sum(1 for one in self._due if one.due <= now)
         return scheduler.Counts(
-            finished=states["COMPLETE"] + states["PRUNED"] + states["FAIL"],
+            finished=sum(count for state, count in states.items() if state.is_finished()),
             running=len(self._running),
             running_unfinished=sum(1 for running in self._running.values() if not running.ended),
             retries_due=due,
             retries_waiting=len(self._due) - due,
-            enqueued=states["WAITING"],
+            enqueued=states[TrialState.WAITING],
             slots=self._slots(),
             draining=bool(self._draining),
         )
@@ -254,9 +251,6 @@ class Driver:
     def _slots(self) -> int:
         most = self._settings.max_concurrent
         return self._cluster.slots if most is None else min(most, self._cluster.slots)
-
-    def _states(self) -> collections.Counter[str]:
-        return count_states(self._held.image.trials())
 
     def _is_work_left(self) -> bool:
         done = isinstance(scheduler.decide(self._counts(), self._settings.n_trials), scheduler.Done)
@@ -316,7 +310,7 @@ class Driver:
                 self._attempts.place(running, ranks)
                 running.began = running.reported = time.monotonic()
             case Question() as question:
-                answer = self._answer(running, envelope.rank, question)
+                answer = self._answers.to(running, envelope.rank, question)
                 self._executor.answer(running.number, envelope.rank, answer)
             case Ended(outcome=outcome):
                 self._end(running, outcome)
@@ -324,30 +318,6 @@ class Driver:
                 if isinstance(message, Report):
                     running.reported = time.monotonic()
                 self._study.apply(running.trial_id, running.attempt, message)
-
-    def _answer(self, running: Running, rank: int, question: Question) -> Answer:
-        try:
-            return Answer(id=question.id, value=self._find_answer(running, rank, question))
-        except (storage.StorageError, UpdateFinishedTrialError):
-            raise
-        except Exception as error:  # of the sampler, the pruner, a member of the study: the objective's
-            log.debug("a question of trial %d failed", running.number, exc_info=True)
-            return Answer(id=question.id, error=f"{type(error).__name__}: {error}")
-
-    def _find_answer(self, running: Running, rank: int, question: Question) -> object:
-        match question:
-            case Sample(name=name, distribution=text):
-                return self._study.sample(running.trial_id, name, text)
-            case Ask():
-                running.reported = time.monotonic()
-                return self._study.verdict(running.trial_id, running.attempt)
-            case Saved() as saved:
-                running.reported = time.monotonic()
-                self._attempts.save(running, rank, self._settings.resources.ranks, saved)
-                return None
-            case Call(method=method, arguments=arguments):
-                return self._study.call(method, arguments)
-        raise ValueError(f"no answer to {question!r}")
 
     def _end(self, running: Running, outcome: Outcome) -> None:
         """An attempt has its outcome: record it, and what follows."""
@@ -438,7 +408,7 @@ class Driver:
 
     def _why(self) -> str:
         reason = self._draining or f"budget of {self._settings.n_trials} trials spent"
-        waiting = self._states()["WAITING"]
+        waiting = self._held.image.counts[TrialState.WAITING]
         if waiting:
             reason += f"; {waiting} enqueued trial{'s' if waiting > 1 else ''} still waiting"
         self._study.event("stopped", {"reason": reason})
@@ -449,33 +419,12 @@ class Driver:
         self._flush()
 
     def _snapshot(self) -> Snapshot:
-        now = time.monotonic()
-        trials = self._held.image.trials()
-        best = best_trial(trials, self._held.record.directions)
-        shown = []
-        for running in self._running.values():
-            trial = self._held.image.trial(running.trial_id)
-            shown.append(
-                RunningTrial(
-                    number=running.number,
-                    attempt=running.attempt,
-                    seconds=now - running.began,
-                    step=trial.last_step,
-                    values=tuple(trial.intermediate_values.values()),
-                    params=dict(trial.params),
-                )
-            )
-        return Snapshot(
-            study=self._study.study_name,
-            directions=self._held.record.directions,
-            states=count_states(trials),
+        return snapshot.take(
+            self._held,
+            self._running.values(),
             n_trials=self._settings.n_trials,
-            seconds=now - self._began,
+            seconds=time.monotonic() - self._began,
             finished_here=self._finished_here,
-            running=tuple(shown),
-            best=best.value if best else None,
-            best_number=best.number if best else None,
-            best_params=dict(best.params) if best else {},
             reasons=dict(self._reasons),
             retrying=len(self._due),
             slots=self._slots(),

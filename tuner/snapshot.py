@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import collections
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["Progress", "RunningTrial", "Snapshot", "best_trial", "count_states"]
+from storage import HeldStudy
+from tuner.attempts import Running
+
+__all__ = ["Progress", "RunningTrial", "Snapshot", "take"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +69,35 @@ class Progress(Protocol):
         """The run ended; ``message`` says how."""
 
 
-def count_states(trials: Iterable[FrozenTrial]) -> collections.Counter[str]:
-    """How many trials are in each state, by the state's name."""
-    return collections.Counter(trial.state.name for trial in trials)
+def take(held: HeldStudy, running: Iterable[Running], **known: Any) -> Snapshot:
+    """The study now. ``known`` are the fields of which only the driver knows."""
+    now = time.monotonic()
+    image, directions = held.image, held.record.directions
+    best = _best(image.trials(), directions)
+    return Snapshot(
+        study=held.record.name,
+        directions=directions,
+        states={state.name: count for state, count in image.counts.items() if count},
+        running=tuple(_running(image.trial(one.trial_id), one, now) for one in running),
+        best=best.value if best else None,
+        best_number=best.number if best else None,
+        best_params=dict(best.params) if best else {},
+        **known,
+    )
 
 
-def best_trial(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> FrozenTrial | None:
+def _running(trial: FrozenTrial, running: Running, now: float) -> RunningTrial:
+    return RunningTrial(
+        number=running.number,
+        attempt=running.attempt,
+        seconds=now - running.began,
+        step=trial.last_step,
+        values=tuple(trial.intermediate_values.values()),
+        params=dict(trial.params),
+    )
+
+
+def _best(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> FrozenTrial | None:
     """The best COMPLETE trial of a single objective; None without one."""
     if len(directions) != 1:
         return None
