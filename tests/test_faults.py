@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import subprocess
@@ -228,6 +229,23 @@ def test_a_killed_driver_loses_nothing_and_leaves_nothing(
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
         open_attempts = sa.select(tables.attempts).where(tables.attempts.c.state != "ended")
         assert connection.execute(open_attempts).all() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_driver_that_is_ended_while_ray_starts_leaves_nothing(
+    folder: Path, drive: Callable[[int], subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    driver = drive(50)
+    session = f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_*_{driver.pid}"
+    wait_for(lambda: glob.glob(session) or driver.poll() is not None, 90, "the session of a local Ray")
+    run = run_mark(folder)
+    driver.send_signal(number)
+    output = finish(driver, timeout=60)
+    assert driver.returncode == 130, output
+    wait_for(lambda: not marked(run), 5, "the end of every process of the run")
+    assert glob.glob(session) == []
+    (row,) = reads.studies(database(folder).engine)
+    assert row.owner is None
 
 
 def test_a_terminated_driver_lets_go_and_a_second_driver_is_refused_meanwhile(

@@ -111,7 +111,7 @@ class Driver:
                 self._cluster = self._executor.open(
                     self._job.run, epoch, self._settings.resources, self._receive
                 )
-                signals.install()  # after Ray, which installs handlers of its own
+                signals.count_only()
                 self._discard_old_commands()
                 self._due += self._attempts.recover()
                 self._record({"stop_reason": None})
@@ -119,6 +119,8 @@ class Driver:
                 reason = self._why()
                 self._record({"stop_reason": reason})
         finally:
+            if self._signals.count and not self._interrupting:
+                reason = f"interrupted by {self._signals.name}"
             if self._progress is not None:
                 self._progress.close(self._snapshot(), reason)
         if self._interrupting:

@@ -13,10 +13,10 @@ _PATIENCE = 2  # signals that are only counted; after them whoever sends one mea
 
 
 class Signals:
-    """Counts SIGINT and SIGTERM from :meth:`install` to the end of the ``with`` block.
+    """Counts SIGINT and SIGTERM to the end of the ``with`` block.
 
-    The third one raises KeyboardInterrupt where the program is: an objective that runs in the
-    driver's own process may never come back to look.
+    Until :meth:`count_only` each one raises KeyboardInterrupt where the program is, and from the
+    third one on again: an objective that runs in the driver's own process may never come back to look.
 
     Outside the main thread, where Python allows no handlers, it counts nothing.
     """
@@ -24,13 +24,20 @@ class Signals:
     def __init__(self) -> None:
         self.count = 0
         self.name = ""
+        self._patience = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
+        self._install()
         return self
 
-    def install(self) -> None:
-        """Set the handlers; the former ones come back at the end of the block."""
+    def count_only(self) -> None:
+        """From here on a loop looks at the count. Sets the handlers again, which Ray replaces."""
+        self._patience = _PATIENCE
+        self._install()
+
+    def _install(self) -> None:
+        """The former handlers come back at the end of the block."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before.setdefault(number, signal.signal(number, self._receive))
@@ -45,5 +52,6 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         self.name = signal.Signals(number).name
-        if self.count > _PATIENCE:
-            raise KeyboardInterrupt(f"{self.name} for the {self.count}. time")
+        if self.count > self._patience:
+            self._patience = self.count + _PATIENCE  # the next one does not end the cleaning up
+            raise KeyboardInterrupt(f"{self.name}, signal {self.count}")

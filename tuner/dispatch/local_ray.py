@@ -56,6 +56,8 @@ class LocalRay:
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
+        except SystemExit as error:  # what Ray makes of a SIGTERM from here on
+            raise KeyboardInterrupt("SIGTERM while Ray started") from error
         except Exception as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ClusterUnavailable(
@@ -69,8 +71,10 @@ class LocalRay:
         with quietly():
             ray.shutdown()
         sweep(self._run, folders=[self._session], spare=[self._reaper.pid])
-        if self._session and "*" not in self._session:
-            shutil.rmtree(self._session, ignore_errors=True)
+        if "*" in self._session:  # its start was interrupted: who looks for it is the reaper
+            self._reaper.leave()
+            return
+        shutil.rmtree(self._session, ignore_errors=True)
         self._reaper.dismiss()
 
 

@@ -25,6 +25,9 @@ from tuner.processes import sweep
 __all__ = ["Reaper", "main"]
 
 
+_CLEANED = 10.0  # seconds that the driver waits for its reaper's end
+
+
 class Reaper:
     """The driver's end: started before the local Ray, told the folders, dismissed at the end."""
 
@@ -54,11 +57,15 @@ class Reaper:
     def dismiss(self) -> None:
         """The driver cleaned up itself."""
         self._write("done")
+        self.leave()
+
+    def leave(self) -> None:
+        """Let it clean up now, as if the driver had been killed, and wait for that."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=_CLEANED)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
