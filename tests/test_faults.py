@@ -102,7 +102,12 @@ def drive(folder: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
     def start(n_trials: int) -> subprocess.Popen[str]:
         command = [sys.executable, "drive.py", f"sqlite:///{folder}/tuner.db", str(n_trials)]
         process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         started.append(process)
         return process
@@ -248,6 +253,22 @@ def test_a_driver_that_is_ended_while_ray_starts_leaves_nothing(
     assert row.owner is None
 
 
+@pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+def test_a_driver_whose_local_ray_is_killed_ends_in_one_line_and_all_goes_on_later(
+    folder: Path, drive: Callable[[int], subprocess.Popen[str]], server: str
+) -> None:
+    driver = drive(50)
+    wait_for(lambda: steps_of(folder, 0) >= 1 or driver.poll() is not None, 90, "a report of trial 0")
+    run = run_mark(folder)
+    (found,) = [process for process in marked(run) if process.name() == server]
+    found.kill()
+    output = finish(driver, timeout=45)
+    assert driver.returncode == 2, output
+    assert "the local Ray was killed; what ran goes on when the study is resumed" in output
+    wait_for(lambda: not marked(run), 5, "the end of every process of the run")
+    assert [attempt.state for attempt in trial(folder, 0).attempt_rows] == ["ended", "claimed"]
+
+
 def test_a_terminated_driver_lets_go_and_a_second_driver_is_refused_meanwhile(
     folder: Path, drive: Callable[[int], subprocess.Popen[str]]
 ) -> None:
@@ -258,7 +279,7 @@ def test_a_terminated_driver_lets_go_and_a_second_driver_is_refused_meanwhile(
     output = finish(second)
     assert second.returncode == 3, output
     assert "is held by a live driver" in output
-    first.send_signal(signal.SIGTERM)
+    os.killpg(first.pid, signal.SIGTERM)  # its whole process group, as timeout(1) and service managers do
     output = finish(first, timeout=30)
     assert first.returncode == 130, output
     wait_for(lambda: not marked(run), 5, "the end of every process of the run")

@@ -31,8 +31,9 @@ OTHER = {"x": IntDistribution(0, 1), "n": FloatDistribution(1.0, 9.0), "c": Cate
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 numbers = st.integers(0, 6)
-values = st.floats(allow_nan=False, width=64)
-reported = st.floats(allow_nan=True)
+# without -0.0, which SQLite stores as 0
+values = st.floats(allow_nan=False, width=64).map(lambda one: one + 0.0)
+reported = st.floats(allow_nan=True).map(lambda one: one + 0.0)
 attributes = st.one_of(
     st.none(), st.integers(), st.text(max_size=5).filter(lambda s: "\0" not in s and s.isprintable())
 )

@@ -25,7 +25,7 @@ from tuner.answers import Answers
 from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.dispatch.base import Cluster, Executor
-from tuner.errors import StudyHeld, StudyStopped
+from tuner.errors import ClusterUnavailable, StudyHeld, StudyStopped
 from tuner.job import Job, assignment
 from tuner.messages import (
     Ended,
@@ -115,7 +115,12 @@ class Driver:
                 self._discard_old_commands()
                 self._due += self._attempts.recover()
                 self._record({"stop_reason": None})
-                self._loop()
+                try:
+                    self._loop()
+                except ClusterUnavailable as error:
+                    self._abandon(error)
+                    if not self._interrupting:
+                        raise
                 reason = self._why()
                 self._record({"stop_reason": reason})
         finally:
@@ -347,6 +352,12 @@ class Driver:
             self._failures_in_a_row.clear()
         for callback in self._job.callbacks:
             callback(self._study, self._held.storage.get_trial(running.trial_id))
+
+    def _abandon(self, error: ClusterUnavailable) -> None:
+        """The cluster is gone and every attempt with it: they go on when the study is resumed."""
+        for running in list(self._running.values()):
+            if not running.ended:
+                self._end(running, Outcome(reason=Reason.NODE_LOST, message=str(error)))
 
     # ------------------------------------------------------------------ watching
 

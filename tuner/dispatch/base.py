@@ -64,7 +64,11 @@ class Executor(ABC):
 
     @abstractmethod
     def poll(self, timeout: float) -> None:
-        """Deliver what has arrived to the sink; wait at most ``timeout`` seconds for the first."""
+        """Deliver what has arrived to the sink; wait at most ``timeout`` seconds for the first.
+
+        Raises:
+            ClusterUnavailable: the cluster is gone, and every attempt with it.
+        """
 
     @abstractmethod
     def answer(self, number: int, rank: int, answer: Answer) -> None:

@@ -8,13 +8,15 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from tuner.dispatch.reaper import Reaper
 from tuner.errors import ClusterUnavailable
-from tuner.processes import MARK, sweep
+from tuner.processes import MARK, is_gone, marked, sweep
 
 __all__ = ["LocalRay", "quietly"]
 
@@ -40,6 +42,7 @@ class LocalRay:
         self._reaper = Reaper(run)
         base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 (Ray's choice)
         self._session = f"{base}/ray/session_*_{os.getpid()}"
+        self._pids: list[int] = []
         self._reaper.remove(self._session)  # as a pattern: we may be killed before Ray tells its name
 
     def start(self) -> None:
@@ -49,7 +52,7 @@ class LocalRay:
             ClusterUnavailable: it does not come up.
         """
         try:
-            with _environment({**_SETTINGS, MARK: self._run}), quietly():
+            with _environment({**_SETTINGS, MARK: self._run}), _own_session(), quietly():
                 context: Any = ray.init(
                     address="local",
                     include_dashboard=False,
@@ -65,6 +68,12 @@ class LocalRay:
             ) from error
         self._session = str(context.address_info["session_dir"])
         self._reaper.remove(self._session)
+        self._pids = [pid for pid in marked(self._run) if _is_server(pid)]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its servers run. Ray itself takes a minute to notice, and then ends this process."""
+        return not any(is_gone(pid) for pid in self._pids)
 
     def stop(self) -> None:
         """End every process of it, and remove its files."""
@@ -84,6 +93,30 @@ def quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _own_session() -> Iterator[None]:
+    """What Ray starts is in a session of its own: a signal to our process group, as ``timeout`` and
+    service managers send it, is for us. Ray has no option for it.
+    """
+    popen = services.ConsolePopen
+
+    class Popen(popen):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "start_new_session": True})
+
+    services.ConsolePopen = Popen  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen  # type: ignore[misc]
+
+
+def _is_server(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip() in ("gcs_server", "raylet")
+    return False
 
 
 @contextlib.contextmanager

@@ -69,6 +69,8 @@ class RayExecutor(Executor):
         self._match()
 
     def poll(self, timeout: float) -> None:
+        if self._is_dead:
+            raise ClusterUnavailable("the local Ray was killed; what ran goes on when the study is resumed")
         if self._refs:
             refs = list(self._refs)
             ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
@@ -105,7 +107,7 @@ class RayExecutor(Executor):
     def close(self) -> None:
         self._waiting.clear()
         groups, self._groups = self._groups, []
-        if ray.is_initialized():
+        if ray.is_initialized() and not self._is_dead:
             leaving = [ref for group in groups for ref in group.shutdown()]
             with contextlib.suppress(ray.exceptions.RayError):
                 if leaving:
@@ -178,6 +180,10 @@ class RayExecutor(Executor):
                 "or leave the address out for a local one"
             ) from error
         self._connected = True
+
+    @property
+    def _is_dead(self) -> bool:
+        return self._local is not None and not self._local.is_alive
 
     def _match(self) -> None:
         """Give waiting attempts to idle groups, and start groups for the rest."""
