@@ -61,6 +61,7 @@ class AttemptRecord:
     relative: str | None
     attributes: str | None
     ranks: str | None
+    provenance: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +253,22 @@ class HeldStudy:
                 rows = connection.execute(query).mappings()
                 self._checkpoints[trial_id] = [CheckpointRecord(**row) for row in rows]
         return sorted(self._checkpoints[trial_id], key=lambda one: (-one.attempt, -one.step, one.rank))
+
+    def checkpointed(self) -> set[int]:
+        """Ids of the trials that have a checkpoint."""
+        table = tables.checkpoints
+        query = sa.select(table.c.trial_id).distinct().where(table.c.study_uid == self.uid)
+        with self.lease.database.errors(), self.lease.database.read() as connection:
+            return set(connection.execute(query).scalars())
+
+    def logged(self, trial_id: int, attempt: int) -> set[tuple[str, int]]:
+        """Names and steps of the further metrics of an attempt."""
+        table = tables.metrics
+        query = sa.select(table.c.name, table.c.step).where(
+            table.c.study_uid == self.uid, table.c.trial_id == trial_id, table.c.attempt == attempt
+        )
+        with self.lease.database.errors(), self.lease.database.read() as connection:
+            return {(row.name, row.step) for row in connection.execute(query)}
 
     def add_checkpoint(self, write: AddCheckpoint) -> None:
         """Make one rank's part of a checkpoint count; durable on return."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -37,14 +38,15 @@ def _start_time(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def identity(run: str) -> dict[str, str | int]:
-    """This process, and the mark ``run`` that the processes which it starts carry."""
+def identity(run: str, pid: int | None = None) -> dict[str, str | int]:
+    """A process of this host, by default this one, and the mark of the run that it belongs to."""
+    pid = os.getpid() if pid is None else pid
     return {
         "host": socket.gethostname(),
         "boot_id": _boot_id(),
         "pid_namespace": _pid_namespace(),
-        "pid": os.getpid(),
-        "start_time": _start_time(os.getpid()) or "",
+        "pid": pid,
+        "start_time": _start_time(pid) or "",
         "run": run,
     }
 
@@ -64,7 +66,8 @@ def alive(owner: Mapping[str, object]) -> bool | None:
 def end(owner: Mapping[str, object]) -> None:
     """Kill a process of this host that stopped renewing its lease, so that it cannot wake up."""
     if alive(owner):
-        os.kill(int(str(owner["pid"])), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(str(owner["pid"])), signal.SIGKILL)
 
 
 def shown(owner: Mapping[str, object] | str | None) -> str:

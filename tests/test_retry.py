@@ -13,7 +13,13 @@ from tuner.outcome import Outcome, Reason
 from tuner.retry import Decision, PastAttempt, Retry, decide, should_stop_study
 
 CHARGED = (Reason.RANK_LOST, Reason.STALLED, Reason.TIMEOUT, Reason.OOM)
-UNCHARGED = (Reason.NODE_LOST, Reason.PREEMPTED, Reason.DRIVER_LOST, Reason.INTERRUPTED)
+UNCHARGED = (
+    Reason.NODE_LOST,
+    Reason.NODE_MEMORY,
+    Reason.PREEMPTED,
+    Reason.DRIVER_LOST,
+    Reason.INTERRUPTED,
+)
 
 
 def after(reason: Reason, policy: Retry, *history: Reason, exception: str = "") -> Decision:

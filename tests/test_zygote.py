@@ -99,7 +99,7 @@ def shell() -> Iterator[Shell]:
         environment.setenv("PGPASSWORD", "secret")
         made = Shell(RUN, cpus=1, hide_gpus=True, preload=("no_such_module_at_all",))
     yield made
-    made.shutdown()
+    made.shutdown(1)
     assert marked(RUN) == []
     assert not made._folder.exists()
 
@@ -193,7 +193,7 @@ def test_calls_of_a_driver_that_was_taken_over_are_refused(file: Path) -> None:
         with pytest.raises(StaleEpoch):
             made.start(assignment(file, "quadratic", epoch=4), Place())
     finally:
-        made.shutdown()
+        made.shutdown(5)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_stopped_rank_is_killed(shell: Shell, file: Path) -> None:
     info = shell.start(assignment(file, "waits"), Place())
     drain_until(shell, lambda message: isinstance(message, Report))
     os.kill(info.pid, signal.SIGSTOP)
-    shell.kill()
+    shell.kill(1)
     assert until_ended(shell).message == "was killed by SIGKILL"
     assert is_gone(info.pid)
 
@@ -238,7 +238,7 @@ def test_a_helper_in_a_session_of_its_own_ends_with_the_rank(shell: Shell, file:
 
 def test_the_wish_to_stop_reaches_the_rank(shell: Shell, file: Path) -> None:
     shell.start(assignment(file, "obeys"), Place())
-    shell.stop()
+    shell.stop(1)
     assert until_ended(shell).reason is Reason.INTERRUPTED
 
 

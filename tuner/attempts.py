@@ -2,6 +2,7 @@
 
 Each step is one transaction. The decision whether another attempt follows is
 :func:`tuner.retry.decide`'s; where it starts from is :func:`tuner.retention.newest_valid`'s.
+What a new driver does with the attempts of the one before it is in :mod:`tuner.takeover`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
@@ -26,11 +28,11 @@ from storage.writes import (
     attributes_json,
 )
 from tuner import checkpoint, retention, retry
-from tuner.assignment import Draw
+from tuner.assignment import Draw, Resume
 from tuner.failures import storable
 from tuner.messages import RankInfo, Saved
 from tuner.outcome import Outcome, Reason
-from tuner.retry import PastAttempt, Retry
+from tuner.retry import Again, PastAttempt, Retry
 from tuner.seeds import trial_seed
 from tuner.study import DrivenStudy, Space
 
@@ -50,6 +52,9 @@ class Due:
         due: on the monotonic clock.
         history: the attempts before it.
         resume: the checkpoint that it starts from, or None.
+        plan: how it differs from the attempt before it.
+        lost: it is the attempt of a driver that is gone, which may still run where nobody reaches
+            it; when it is due it has ended, and another one follows.
     """
 
     trial_id: int
@@ -58,6 +63,8 @@ class Due:
     due: float = 0.0
     history: tuple[PastAttempt, ...] = ()
     resume: retention.Whole | None = None
+    plan: Again = field(default_factory=Again)
+    lost: AttemptRecord | None = None
 
 
 @dataclass(kw_only=True)
@@ -78,7 +85,7 @@ class Running:
     history: tuple[PastAttempt, ...]
     began: float
     reported: float
-    resume: retention.Whole | None = None
+    resume: Resume | None = None
     ended: bool = False
     killed: bool = False
     apart: bool = False
@@ -92,16 +99,26 @@ class Attempts:
         policy: for retries.
         space: evaluated in the driver when a trial is asked; may be None.
         provenance: plain data, recorded with every attempt.
+        checkpoints: folder or URI of the study's checkpoints.
     """
 
     def __init__(
-        self, study: DrivenStudy, policy: Retry, space: Space, provenance: Mapping[str, object]
+        self,
+        study: DrivenStudy,
+        policy: Retry,
+        space: Space,
+        provenance: Mapping[str, object],
+        checkpoints: str = "",
     ) -> None:
         self._study = study
         self._held = study.held
         self._policy = policy
         self._space = space
         self._provenance = provenance
+        self._checkpoints = checkpoints
+        directions = study.held.record.directions
+        # of several objectives no trial is simply better than another: all keep theirs
+        self._best = retention.Best(directions[0]) if len(directions) == 1 else None
 
     def claim(self) -> Due:
         """Claim a waiting or a new trial: its first attempt."""
@@ -132,7 +149,7 @@ class Attempts:
             history=due.history,
             began=now,
             reported=now,
-            resume=due.resume,
+            resume=due.resume.resume if due.resume else None,
         )
 
     def draw(self, due: Due) -> dict[str, Draw]:
@@ -173,8 +190,8 @@ class Attempts:
             )
         )
         records = self._held.checkpoints(running.trial_id)
-        used = running.resume.resume if running.resume else None
-        self._delete(running.trial_id, records, retention.expendable(records, LIVE_CHECKPOINTS, used=used))
+        steps = retention.expendable(records, LIVE_CHECKPOINTS, used=running.resume)
+        self._delete(running.trial_id, records, steps)
         why = "" if running.apart else retention.unmatched(records, running.attempt)
         if why:
             running.apart = True
@@ -184,14 +201,21 @@ class Attempts:
                 "checkpoints_apart", {"why": text}, trial_id=running.trial_id, attempt=running.attempt
             )
 
-    def end(self, running: Running, outcome: Outcome) -> Due | TrialState | None:
+    def end(self, running: Running, outcome: Outcome, may_live: float = 0.0) -> Due | TrialState | None:
         """Record how an attempt ended.
+
+        Args:
+            may_live: seconds for which it may still run where nobody reaches it.
 
         Returns:
             The next attempt, claimed in the same transaction; or the trial's terminal state; or
             None when another program told the trial first: its word stands.
         """
         decision = retry.decide(outcome, running.history, self._policy)
+        plan = self._plan(running.trial_id, running.attempt, outcome.reason) if decision.again else Again()
+        if plan is None:
+            why = "on_oom returned None"
+            decision = dataclasses.replace(decision, again=False, why=why)
         end = EndAttempt(
             study_uid=self._held.uid,
             trial_id=running.trial_id,
@@ -207,15 +231,68 @@ class Attempts:
         if decision.again:
             past = PastAttempt(reason=outcome.reason, charged=decision.charged)
             history = (*running.history, past)
-            return self._again(end, running.number, history, decision.delay, decision.why)
+            due = self.again(end, running.number, history, max(decision.delay, may_live), decision.why)
+            return dataclasses.replace(due, plan=plan or Again())
+        state = retry.state_of(outcome, self._policy)
         try:
-            state = self._study.finish(running.number, outcome, end)
+            self._study.finish(running.number, outcome, state, end)
         except UpdateFinishedTrialError:
             self.close_elsewhere(running.trial_id)
             return None
-        records = self._held.checkpoints(running.trial_id)
-        self._delete(running.trial_id, records, retention.expendable(records, LAST_CHECKPOINTS, over=True))
+        self._study.logged.pop(running.trial_id, None)
+        self._tidy(running, state, outcome)
         return state
+
+    def _plan(self, trial_id: int, attempt: int, reason: Reason) -> Again | None:
+        """How the attempt after an end differs from it; None: there is none."""
+        policy = self._policy.on_oom
+        if reason is not Reason.OOM or policy == "fail":
+            return Again()
+        if not callable(policy):
+            return Again(alone=True)
+        return policy(self._held.storage.get_trial(trial_id), attempt)
+
+    def plan(self, due: Due) -> Due:
+        """With what its driver had planned for it, which a take-over forgets."""
+        charged = [past for past in due.history if past.charged]
+        if due.plan != Again() or not charged or charged[-1].reason is not Reason.OOM:
+            return due
+        plan = self._plan(due.trial_id, due.attempt - 1, Reason.OOM)
+        return dataclasses.replace(due, plan=plan or Again())
+
+    def _tidy(self, running: Running, state: TrialState, outcome: Outcome) -> None:
+        """Delete the checkpoints that nobody needs after a trial's end: see :data:`retention.BEST`."""
+        records = self._held.checkpoints(running.trial_id)
+        keep = LAST_CHECKPOINTS if state is not TrialState.PRUNED else 0
+        self._delete(running.trial_id, records, retention.expendable(records, keep, over=True))
+        root = self.folder(running.number)
+        if records or os.path.isdir(root):
+            left = self._held.checkpoints(running.trial_id)
+            checkpoint.sweep(root, [one.path for one in left])
+        if records and state is TrialState.COMPLETE and self._best is not None:
+            self._drop(self._best.offer(running.trial_id, outcome.values[0]))
+
+    def folder(self, number: int) -> str:
+        """Folder or URI of a trial's checkpoints."""
+        return f"{self._checkpoints}/{self._held.uid[:12]}/{number}"
+
+    def _drop(self, trial_id: int | None) -> None:
+        """Delete every checkpoint of a trial."""
+        if trial_id is not None:
+            records = self._held.checkpoints(trial_id)
+            self._delete(trial_id, records, retention.expendable(records, 0, over=True))
+
+    def keep_the_best(self) -> None:
+        """Take in what is kept of trials that ended before; a crash may have left more than that."""
+        for trial_id in sorted(self._held.checkpointed()):
+            try:
+                trial = self._held.image.trial(trial_id)
+            except KeyError:
+                continue
+            if trial.state is TrialState.PRUNED:
+                self._drop(trial_id)
+            elif trial.state is TrialState.COMPLETE and self._best is not None:
+                self._drop(self._best.offer(trial_id, trial.values[0]))
 
     def close_elsewhere(self, trial_id: int) -> None:
         """Another program told a trial of ours: end its open attempt, and drop what is ours."""
@@ -225,37 +302,10 @@ class Attempts:
         for record in records:
             if record.state != "ended":
                 message = "another program told this trial first; its word stands"
-                self._held.queue(self._ending(record, Reason.FINISHED_ELSEWHERE, message))
+                self._held.queue(self.ending(record, Reason.FINISHED_ELSEWHERE, message))
                 self._study.event("finished_elsewhere", {}, trial_id=trial_id, attempt=record.attempt)
         self._held.flush()
         self._held.refresh()
-
-    def recover(self) -> list[Due]:
-        """Take on the unfinished attempts of the driver before this one.
-
-        A claim that never started is started first; one that ran ends as ``driver_lost``, and its
-        trial goes on from its newest valid checkpoint.
-        """
-        by_trial: dict[int, list[AttemptRecord]] = {}
-        for record in self._held.attempts():
-            by_trial.setdefault(record.trial_id, []).append(record)
-        found = []
-        for trial_id, records in by_trial.items():
-            if not self._runs(trial_id):
-                self.close_elsewhere(trial_id)
-                continue
-            self._held.owned.add(trial_id)
-            last, history = records[-1], tuple(_past(record) for record in records[:-1])
-            if last.state == "claimed":
-                found.append(self._claimed(last, history))
-                continue
-            end = self._ending(last, Reason.DRIVER_LOST, "the driver was lost while this attempt ran")
-            past = PastAttempt(reason=Reason.DRIVER_LOST, charged=False)
-            found.append(self._again(end, last.number, (*history, past), 0.0, "its driver was lost"))
-        if by_trial:
-            self._study.event("taken_over", {"trials": len(by_trial)})
-            self._held.flush()
-        return found
 
     def unstarted(self, known: Container[int]) -> list[Due]:
         """Claims of ours that were applied although the database was away: trials that nobody started.
@@ -266,12 +316,13 @@ class Attempts:
         self._held.refresh()
         found = []
         for record in self._held.attempts():
-            if record.state == "claimed" and record.number not in known and self._runs(record.trial_id):
+            if record.state == "claimed" and record.number not in known and self.runs(record.trial_id):
                 self._held.owned.add(record.trial_id)
-                found.append(self._claimed(record, ()))
+                found.append(self.claimed(record, ()))
         return found
 
-    def _claimed(self, record: AttemptRecord, history: tuple[PastAttempt, ...]) -> Due:
+    def claimed(self, record: AttemptRecord, history: tuple[PastAttempt, ...]) -> Due:
+        """A claim that never started."""
         start = None
         if record.resumed_step is not None:
             start = retention.newest_valid(self._held.checkpoints(record.trial_id), checkpoint.verify)[0]
@@ -283,7 +334,7 @@ class Attempts:
             resume=start,
         )
 
-    def _again(
+    def again(
         self, end: EndAttempt, number: int, history: tuple[PastAttempt, ...], delay: float, why: str
     ) -> Due:
         """End an attempt and claim the next, from the newest valid checkpoint: one transaction."""
@@ -323,14 +374,16 @@ class Attempts:
             self._held.drop_checkpoint(drop)
             checkpoint.delete(paths)
 
-    def _runs(self, trial_id: int) -> bool:
+    def runs(self, trial_id: int) -> bool:
+        """Whether a trial is there, and RUNNING."""
         try:
             trial: FrozenTrial = self._held.image.trial(trial_id)
         except KeyError:
             return False
         return trial.state is TrialState.RUNNING
 
-    def _ending(self, record: AttemptRecord, reason: Reason, message: str) -> EndAttempt:
+    def ending(self, record: AttemptRecord, reason: Reason, message: str) -> EndAttempt:
+        """The end of an attempt that is not the trial's doing."""
         return EndAttempt(
             study_uid=self._held.uid,
             trial_id=record.trial_id,
@@ -340,7 +393,3 @@ class Attempts:
             charged=False,
             message=message,
         )
-
-
-def _past(record: AttemptRecord) -> PastAttempt:
-    return PastAttempt(reason=Reason(record.reason or Reason.DRIVER_LOST), charged=record.charged)

@@ -21,7 +21,19 @@ from tuner.assignment import Shard
 from tuner.checkpoint_state import decode_state, encode_state
 from tuner.errors import BadCheckpoint, BadInput
 
-__all__ = ["Checkpoint", "delete", "finish_folder", "folder_shard", "load", "make_folders", "save", "verify"]
+__all__ = [
+    "Checkpoint",
+    "delete",
+    "finish_folder",
+    "folder_shard",
+    "load",
+    "make_folders",
+    "read_text",
+    "save",
+    "sweep",
+    "verify",
+    "write_text",
+]
 
 FOLDER = ".dir"
 _CHUNK = 2**20
@@ -125,6 +137,50 @@ def delete(paths: Iterable[str]) -> None:
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.dirname(path))
                 os.rmdir(os.path.dirname(os.path.dirname(path)))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a small file beside the checkpoints, whole and durable on return.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    with _atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def read_text(path: str) -> str | None:
+    """A file that :func:`write_text` wrote; None where there is none that can be read."""
+    try:
+        with _open(path) as file:
+            return cast(bytes, file.read()).decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def sweep(root: str, kept: Iterable[str]) -> None:
+    """Remove what killed ranks left below a trial's folder: half-written and unrecorded files.
+
+    Args:
+        root: of a trial that has ended, so that nobody writes there.
+        kept: paths of the shards that stay.
+    """
+    stay = set(kept)
+    with contextlib.suppress(OSError, BadInput):
+        if _is_remote(root):
+            system, where = _remote(root)
+            left = {_remote(path)[1] for path in stay}
+            for path in system.find(where) if system.exists(where) else []:
+                if path not in left:
+                    system.rm(path)
+            return
+        base = Path(root.removeprefix("file://"))
+        for folder in sorted(base.rglob("*"), key=lambda path: -len(path.parts)):
+            if any(str(folder) == path or str(folder).startswith(f"{path}/") for path in stay):
+                continue
+            with contextlib.suppress(OSError):  # a folder that holds what stays is not empty
+                folder.rmdir() if folder.is_dir() and not folder.is_symlink() else folder.unlink()
+        base.rmdir()
 
 
 def finish_folder(made: str, final: str) -> None:

@@ -25,7 +25,7 @@ from tuner.answers import Answers
 from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.dispatch.base import Cluster, Executor
-from tuner.errors import ClusterUnavailable, StudyHeld, StudyStopped
+from tuner.errors import BadInput, ClusterUnavailable, StudyHeld, StudyStopped
 from tuner.job import Job, assignment
 from tuner.messages import (
     Ended,
@@ -39,6 +39,7 @@ from tuner.outcome import Outcome, Reason
 from tuner.signals import Signals
 from tuner.snapshot import Progress, Snapshot
 from tuner.study import DrivenStudy
+from tuner.takeover import TakeOver
 
 __all__ = ["Driver"]
 
@@ -76,8 +77,9 @@ class Driver:
         self._settings = job.settings
         self._progress = progress
         self._stop_requested = stop_requested
-        self._attempts = Attempts(study, job.settings.retry, job.space, job.provenance)
+        self._attempts = Attempts(study, job.settings.retry, job.space, job.provenance, job.checkpoints)
         self._answers = Answers(study, self._attempts, job.settings.resources.ranks)
+        self._takeover = TakeOver(study, self._attempts, executor, job)
         self._running: dict[int, Running] = {}
         self._due: list[Due] = []
         self._unacknowledged: dict[tuple[int, int], int] = {}
@@ -109,11 +111,13 @@ class Driver:
                 stack.callback(self._executor.close)
                 epoch = self._held.lease.epoch
                 self._cluster = self._executor.open(
-                    self._job.run, epoch, self._settings.resources, self._receive
+                    self._job.run, epoch, self._settings.resources, self._receive, self._held.uid
                 )
                 signals.count_only()
+                self._probe()
+                self._job.provenance["cluster"] = self._cluster.home
                 self._discard_old_commands()
-                self._due += self._attempts.recover()
+                self._recover()
                 self._record({"stop_reason": None})
                 try:
                     self._loop()
@@ -133,6 +137,34 @@ class Driver:
         if self._failure:
             raise StudyStopped(self._failure)
         return reason
+
+    def _probe(self) -> None:
+        """Whether every node reaches the folder of the checkpoints, before anything is written.
+
+        Raises:
+            BadInput: one does not, and the folder was named by the user.
+        """
+        wrong = self._executor.probe(self._job.checkpoints)
+        if not wrong:
+            return
+        where = "; ".join(f"{host}: {why}" for host, why in sorted(wrong.items()))
+        if self._settings.checkpoints is not None:
+            raise BadInput(
+                f"checkpoints={self._job.checkpoints!r} cannot be used on every node ({where}); "
+                "name a folder or URI that all nodes share and may write to"
+            )
+        log.warning(
+            "checkpoints in %s cannot be used on every node (%s): a trial that saves one there will fail; "
+            "name a folder or URI that all nodes share with checkpoints=...",
+            self._job.checkpoints,
+            where,
+        )
+
+    def _recover(self) -> None:
+        """Go on with what the driver before this one has left."""
+        found = self._takeover.recover()
+        self._due += found.due
+        self._running.update({running.number: running for running in found.running})
 
     # ------------------------------------------------------------------ the loop
 
@@ -256,8 +288,8 @@ class Driver:
         )
 
     def _slots(self) -> int:
-        most = self._settings.max_concurrent
-        return self._cluster.slots if most is None else min(most, self._cluster.slots)
+        most, there = self._settings.max_concurrent, self._executor.slots()
+        return there if most is None else min(most, there)
 
     def _is_work_left(self) -> bool:
         done = isinstance(scheduler.decide(self._counts(), self._settings.n_trials), scheduler.Done)
@@ -265,6 +297,11 @@ class Driver:
 
     def _start(self, due: Due) -> None:
         """Draw for a claimed attempt and dispatch it. A sampler or a space that fails, fails the trial."""
+        if due.lost is not None:  # it has ended by now; another one follows, or none
+            self._due.remove(due)
+            following = self._takeover.go_on(due)
+            self._due += [following] if following is not None else []
+            return
         try:
             draw = self._attempts.draw(due)
         except UpdateFinishedTrialError:
@@ -281,6 +318,9 @@ class Driver:
 
     def _dispatch(self, due: Due, draw: dict[str, Draw]) -> None:
         """Commit the attempt, then hand it to the executor."""
+        due = self._attempts.plan(due)
+        for key, value in due.plan.hint.items():
+            self._held.storage.set_trial_user_attr(due.trial_id, key, value)
         running = self._attempts.start(due, draw)
         self._flush()
         self._running[due.number] = running
@@ -319,18 +359,18 @@ class Driver:
             case Question() as question:
                 answer = self._answers.to(running, envelope.rank, question)
                 self._executor.answer(running.number, envelope.rank, answer)
-            case Ended(outcome=outcome):
-                self._end(running, outcome)
+            case Ended(outcome=outcome, may_live=may_live):
+                self._end(running, outcome, may_live)
             case message:
                 if isinstance(message, Report):
                     running.reported = time.monotonic()
                 self._study.apply(running.trial_id, running.attempt, message)
 
-    def _end(self, running: Running, outcome: Outcome) -> None:
+    def _end(self, running: Running, outcome: Outcome, may_live: float = 0.0) -> None:
         """An attempt has its outcome: record it, and what follows."""
         running.ended = True
         try:
-            result = self._attempts.end(running, outcome)
+            result = self._attempts.end(running, outcome, may_live)
         except storage.Refused as error:  # the trial must not stay open for it
             text = f"its end could not be stored: {error}"
             result = self._attempts.end(running, Outcome(reason=Reason.REFUSED, message=text))

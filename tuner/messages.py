@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tuner.outcome import Outcome, Reason
@@ -31,6 +32,7 @@ __all__ = [
     "Sample",
     "Saved",
     "Started",
+    "Unanswered",
     "UserAttr",
     "decode",
     "encode",
@@ -125,13 +127,26 @@ class Call(Question):
 
 @dataclass(frozen=True, kw_only=True)
 class RankInfo:
-    """Where a rank runs: host name, Ray node id, process id, physical devices."""
+    """Where a rank runs: host name, Ray node id, process id, physical devices.
+
+    Attributes:
+        process: its process as :func:`storage.owner.identity` names it; empty where the rank has
+            none of its own.
+    """
 
     rank: int
     host: str
     node: str
     pid: int
     devices: tuple[str, ...] = ()
+    process: Mapping[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unanswered(Message):
+    """No driver was there to answer ``should_prune``: the shell said False."""
+
+    ordinal: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +171,15 @@ class Finished(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Ended(Message):
-    """The attempt's outcome is decided. Sent once; nothing of the attempt follows but Released."""
+    """The attempt's outcome is decided. Sent once; nothing of the attempt follows but Released.
+
+    Attributes:
+        may_live: seconds for which a rank may still live where nobody reaches it: its node was
+            cut off. No other attempt may begin before.
+    """
 
     outcome: Outcome
+    may_live: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +220,7 @@ _TYPES: dict[str, type[Message]] = {
         Saved,
         Call,
         Started,
+        Unanswered,
         Finished,
         Ended,
         Released,

@@ -24,7 +24,8 @@ class Reason(enum.StrEnum):
     IMPORT_ERROR = "import_error"  # the objective's file could not be imported on the worker
     RANK_LOST = "rank_lost"  # a rank's process died: signal or exit code in the message
     NODE_LOST = "node_lost"  # the node, or the actor that held the rank, died
-    OOM = "oom"  # out of memory
+    OOM = "oom"  # out of memory: the trial's own doing
+    NODE_MEMORY = "node_memory"  # the node ran out of memory, and the trial held no more than it may
     STALLED = "stalled"  # no report within stall_timeout
     TIMEOUT = "timeout"  # longer than trial_timeout
     INTERRUPTED = "interrupted"  # the driver was asked to stop; resumable

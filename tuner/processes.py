@@ -10,11 +10,18 @@ import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
+from storage import owner
+
+if TYPE_CHECKING:
+    from tuner.messages import RankInfo
+
 __all__ = [
     "MARK",
+    "are_ended",
     "become_subreaper",
     "die_with_parent",
     "is_gone",
@@ -97,6 +104,22 @@ def sweep(
         if now > deadline or (clean_since is not None and now - clean_since >= quiet):
             return len(killed)
         time.sleep(0.02)
+
+
+def are_ended(ranks: Iterable[RankInfo], seconds: float = 5.0) -> bool:
+    """End the processes of ranks that run on this host; whether none of the ranks can be alive."""
+    deadline = time.monotonic() + seconds
+    for rank in ranks:
+        if not rank.process:
+            continue  # it had no process of its own
+        if not owner.same_host(rank.process):
+            return False
+        owner.end(rank.process)
+        while owner.alive(rank.process):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+    return True
 
 
 def kill_tree(pid: int) -> None:

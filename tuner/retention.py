@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,37 @@ from dataclasses import dataclass
 from storage.held import CheckpointRecord
 from tuner.assignment import Resume, Shard
 
-__all__ = ["Whole", "expendable", "newest_valid", "unmatched", "whole"]
+__all__ = ["BEST", "Best", "Whole", "expendable", "newest_valid", "unmatched", "whole"]
+
+BEST = 10
+"""Finished trials of a study that keep their last checkpoint: the best ones. Those that failed keep
+theirs too, for they may be tried again; pruned ones do not."""
 
 _PARTIAL = 16  # steps that lack a rank's part and are kept all the same while the trial runs
 _BEHIND = 3  # such steps in a row after which we say so
+
+
+class Best:
+    """The best ``count`` complete trials of a single objective that have a checkpoint.
+
+    Args:
+        direction: ``"minimize"`` or ``"maximize"``.
+
+    Example:
+        >>> best = Best("minimize", 2)
+        >>> [best.offer(trial_id, value) for trial_id, value in [(1, 0.5), (2, 0.1), (3, 0.3), (4, 0.9)]]
+        [None, None, 1, 4]
+    """
+
+    def __init__(self, direction: str, count: int = BEST) -> None:
+        self._sign = 1 if direction == "minimize" else -1
+        self._count = count
+        self._kept: list[tuple[float, int]] = []
+
+    def offer(self, trial_id: int, value: float) -> int | None:
+        """Take in a trial; the id of the one that is no longer among the best, or None."""
+        bisect.insort(self._kept, (self._sign * value, trial_id))
+        return self._kept.pop()[1] if len(self._kept) > self._count else None
 
 
 @dataclass(frozen=True, kw_only=True)

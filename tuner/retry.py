@@ -1,7 +1,9 @@
 """What follows a failed attempt: a pure function of the outcome, the history and the policy.
 
 What each class tells the sampler: a trial that is retried stays RUNNING; one that fails for good
-is FAIL, which Optuna's samplers leave out of their history.
+is FAIL, which Optuna's samplers leave out of their history, so that they may suggest the like of it
+again; one that fails for a reason listed in ``Retry.infeasible`` is PRUNED without a value, which
+TPE ranks below every trial that has one.
 """
 
 from __future__ import annotations
@@ -9,20 +11,47 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import BadInput
 from tuner.outcome import Outcome, Reason
+from tuner.resources import Resources
 
-__all__ = ["Decision", "PastAttempt", "Retry", "decide", "should_stop_study"]
+__all__ = ["Again", "Decision", "PastAttempt", "Retry", "decide", "should_stop_study", "state_of"]
 
 _CHARGED = frozenset({Reason.RANK_LOST, Reason.STALLED, Reason.TIMEOUT, Reason.OOM})
-_UNCHARGED = frozenset({Reason.NODE_LOST, Reason.PREEMPTED, Reason.DRIVER_LOST, Reason.INTERRUPTED})
+_UNCHARGED = frozenset(
+    {Reason.NODE_LOST, Reason.NODE_MEMORY, Reason.PREEMPTED, Reason.DRIVER_LOST, Reason.INTERRUPTED}
+)
 _AT_ONCE = frozenset({Reason.DRIVER_LOST, Reason.INTERRUPTED})
 _DEFECTS = frozenset({Reason.EXCEPTION, Reason.BAD_VALUE, Reason.REFUSED, Reason.RANK_LOST})
 _MAX_DELAY = 60.0
+_FAILURES = frozenset(set(Reason) - {Reason.COMPLETE, Reason.PRUNED, Reason.FINISHED_ELSEWHERE} - _UNCHARGED)
+_FUNCTION = "function"  # what is kept of a hook, which is code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Again:
+    """What a hook of ``Retry.on_oom`` answers: try the trial once more, like this.
+
+    Args:
+        resources: for this attempt; None: as before.
+        hint: becomes user attributes of the trial, where the objective reads it
+            (``trial.user_attrs``).
+        alone: nothing else of the study runs on its node meanwhile.
+
+    Example:
+        >>> Again(hint={"micro_batch": 8}).alone
+        False
+    """
+
+    resources: Resources | None = None
+    hint: Mapping[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +66,15 @@ class Retry:
             of Python's own covers those of Python's own below it (``OSError``:
             ``ConnectionError``), any other type only itself.
         backoff: seconds before the first retry; doubled for each further one, at most 60.
-        max_preemptions: uncharged attempts (a node or driver lost, a preemption) of a trial.
+        max_preemptions: uncharged attempts (a node or driver lost, a node full of others' memory, a
+            preemption) of a trial.
+        on_oom: after a trial ran out of memory: ``"alone"``: one more try, with nothing else of the
+            study on its node; ``"fail"``: none; or a function of (trial, attempt) that returns
+            :class:`tuner.Again`, or None to let the trial fail. It is called in the driver, and
+            again after a take-over.
         stop_after: identical failures in a row that stop the study; 0 never stops it.
+        infeasible: reasons, such as ``("oom", "nan")``, for which a trial that fails for good is told
+            as PRUNED, so that the sampler learns to avoid the like of it; see :mod:`tuner.retry`.
 
     Raises:
         BadInput: a value is out of range.
@@ -48,7 +84,9 @@ class Retry:
     retry_on: tuple[Any, ...] = ()
     backoff: float = 1.0
     max_preemptions: int = 100
+    on_oom: str | Callable[[FrozenTrial, int], Again | None] = "alone"
     stop_after: int = 5
+    infeasible: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_failures", "max_preemptions", "stop_after"):
@@ -59,17 +97,34 @@ class Retry:
             raise BadInput(f"retry: backoff={self.backoff!r}: give seconds of at least 0")
         given = self.retry_on if isinstance(self.retry_on, tuple | list) else (self.retry_on,)
         object.__setattr__(self, "retry_on", tuple(_type_name(one) for one in given))
+        if self.on_oom == _FUNCTION:
+            raise BadInput(
+                "retry: on_oom was a function, which is not stored; pass retry=tuner.Retry(on_oom=...)"
+            )
+        if not callable(self.on_oom) and self.on_oom not in ("alone", "fail"):
+            raise BadInput(f"retry: on_oom={self.on_oom!r}: give 'alone', 'fail', or a function")
+        reasons = self.infeasible if isinstance(self.infeasible, tuple | list) else (self.infeasible,)
+        for one in reasons:
+            if one not in _FAILURES:
+                known = ", ".join(sorted(_FAILURES))
+                raise BadInput(f"retry: infeasible={one!r}: give reasons of failures: {known}")
+        object.__setattr__(self, "infeasible", tuple(str(one) for one in reasons))
 
     def to_json(self) -> str:
         """The policy as JSON; exception types by their names."""
-        return json.dumps(dataclasses.asdict(self))
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        if callable(self.on_oom):
+            fields["on_oom"] = _FUNCTION
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Retry:
         """The policy that :meth:`to_json` wrote; fields of a newer version are ignored."""
         known = {item.name for item in dataclasses.fields(cls)}
         plain = {name: value for name, value in json.loads(text).items() if name in known}
-        return cls(**{**plain, "retry_on": tuple(plain.get("retry_on", ()))})
+        for name in ("retry_on", "infeasible"):
+            plain[name] = tuple(plain.get(name, ()))
+        return cls(**plain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +170,9 @@ def decide(outcome: Outcome, history: Sequence[PastAttempt], policy: Retry) -> D
             again=False, charged=reason not in (Reason.COMPLETE, Reason.PRUNED), why=f"{reason} is final"
         )
     failures = sum(1 for past in history if past.charged) + 1
-    most = min(1, policy.max_failures) if reason is Reason.OOM else policy.max_failures
+    most = policy.max_failures
+    if reason is Reason.OOM and not callable(policy.on_oom):
+        most = 0 if policy.on_oom == "fail" else min(1, most)
     same = sum(1 for past in history if past.reason is reason) + 1 if reason is Reason.OOM else failures
     if same > most or failures > policy.max_failures:
         why = f"{failures} charged failures, max_failures={policy.max_failures}"
@@ -124,6 +181,19 @@ def decide(outcome: Outcome, history: Sequence[PastAttempt], policy: Retry) -> D
         return Decision(again=False, charged=True, why=why)
     why = f"charged failure {failures} of at most {policy.max_failures}"
     return Decision(again=True, charged=True, delay=_delay(policy, failures), why=why)
+
+
+def state_of(outcome: Outcome, policy: Retry) -> TrialState:
+    """What a trial is told as when it ends for good with this outcome.
+
+    Example:
+        >>> state_of(Outcome(reason=Reason.OOM), Retry(infeasible=("oom",))).name
+        'PRUNED'
+    """
+    if outcome.reason is Reason.COMPLETE:
+        return TrialState.COMPLETE
+    is_pruned = outcome.reason is Reason.PRUNED or outcome.reason in policy.infeasible
+    return TrialState.PRUNED if is_pruned else TrialState.FAIL
 
 
 def should_stop_study(failures: Sequence[Outcome], policy: Retry) -> str | None:

@@ -22,8 +22,8 @@ from storage.writes import AddEvent, AddMetric, EndAttempt
 from tuner import frozen, samplers
 from tuner.assignment import Draw
 from tuner.errors import BadInput
-from tuner.messages import Constraint, Log, Message, Param, Report, UserAttr
-from tuner.outcome import Outcome, Reason
+from tuner.messages import Constraint, Log, Message, Param, Report, Unanswered, UserAttr
+from tuner.outcome import Outcome
 from tuner.seeds import derived_seed
 
 __all__ = ["DrivenStudy", "Space"]
@@ -38,6 +38,10 @@ class DrivenStudy(optuna.Study):
     Args:
         held: the store.
         sampler, pruner: Optuna's objects.
+
+    Attributes:
+        logged: by id of a trial whose messages may come again after a take-over: names and steps
+            of the metrics that are in the store.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class DrivenStudy(optuna.Study):
         self.held = held
         self.seed = held.record.seed
         self.stop_requested = False
+        self.logged: dict[int, set[tuple[str, int]]] = {}
 
     def stop(self) -> None:
         """Start nothing new; running trials finish. Works in callbacks, samplers and objectives."""
@@ -118,6 +123,8 @@ class DrivenStudy(optuna.Study):
                     store.set_trial_intermediate_value(trial_id, step, value)
             case Log(step=step, metrics=metrics):
                 for name, value in metrics.items():
+                    if (name, step) in self.logged.get(trial_id, ()):
+                        continue
                     metric = AddMetric(
                         study_uid=self.held.uid,
                         trial_id=trial_id,
@@ -131,6 +138,10 @@ class DrivenStudy(optuna.Study):
                 store.set_trial_user_attr(trial_id, key, value)
             case Constraint(key=key, value=value):
                 store.set_trial_system_attr(trial_id, f"constraints:{key}", value)
+            case Unanswered(ordinal=ordinal):
+                self.event(
+                    "should_prune_unanswered", {"ordinal": ordinal}, trial_id=trial_id, attempt=attempt
+                )
             case _:
                 raise TypeError(f"an objective does not send {message!r}")
 
@@ -152,20 +163,17 @@ class DrivenStudy(optuna.Study):
         self.held.flush()
         return True
 
-    def finish(self, number: int, outcome: Outcome, end: EndAttempt) -> TrialState:
-        """Tell a trial's outcome and end its attempt, in one transaction.
+    def finish(self, number: int, outcome: Outcome, state: TrialState, end: EndAttempt) -> None:
+        """Tell a trial's outcome as a state, and end its attempt, in one transaction.
 
         Raises:
             optuna.exceptions.UpdateFinishedTrialError: another program told it first.
         """
-        states = {Reason.COMPLETE: TrialState.COMPLETE, Reason.PRUNED: TrialState.PRUNED}
-        state = states.get(outcome.reason, TrialState.FAIL)
         self.held.endings[end.trial_id] = end
         detail = {"reason": outcome.reason, "state": state.name, "message": outcome.message}
         self.event("finished", detail, trial_id=end.trial_id, attempt=end.attempt)
         values = list(outcome.values) if state is TrialState.COMPLETE else None
         super().tell(number, values, state=state)
-        return state
 
     def event(self, kind: str, detail: Mapping[str, Any], **fields: Any) -> None:
         """Queue a line of the study's event log."""

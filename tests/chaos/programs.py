@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = ["Program", "until"]
@@ -25,6 +27,7 @@ class Program:
         name: str = "one",
         fault: str = "",
         module: str = "worker",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.history = folder / f"{name}.history"
         self._errors = (folder / f"{name}.errors").open("a")
@@ -35,7 +38,12 @@ class Program:
             stderr=self._errors,
             text=True,
             cwd=Path(__file__).parents[2],
-            env={**os.environ, "TUNER_SPILL": str(folder / "spill"), "TUNER_FAULT": fault},
+            env={
+                **os.environ,
+                "TUNER_SPILL": str(folder / "spill"),
+                "TUNER_FAULT": fault,
+                **(environment or {}),
+            },
         )
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -72,6 +80,14 @@ class Program:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait(timeout=30)
         self._errors.close()
+
+    def errors(self) -> str:
+        """What it wrote to its standard error, and said last."""
+        said = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                said.append(self._lines.get_nowait())
+        return "\n".join([*said, self.history.with_suffix(".errors").read_text()])
 
     def lines_written(self) -> int:
         """How many lines its history has."""

@@ -7,15 +7,15 @@ contract tests (``tests/test_executors.py``) run on each implementation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tuner.assignment import Assignment
-from tuner.messages import Answer, Envelope
+from tuner.messages import Answer, Envelope, RankInfo
 from tuner.outcome import Reason
 from tuner.resources import Resources
 
-__all__ = ["Cluster", "Executor", "Sink"]
+__all__ = ["Adopted", "Cluster", "Executor", "Sink"]
 
 Sink = Callable[[Envelope], None]
 """What the driver does with a message. It may call :meth:`Executor.answer` before it returns."""
@@ -29,21 +29,39 @@ class Cluster:
         slots: attempts that fit at once with the resources asked for, at least 1.
         gpus: GPUs per rank, resolved from ``Resources.gpus``.
         description: one line for a person: nodes, cores, GPUs.
+        home: names the cluster, for the next driver: ``local/...`` for one that ends with its
+            driver, ``standing/...`` for one that does not.
     """
 
     slots: int
     gpus: float
     description: str
+    home: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """An attempt of a driver that is gone, which runs on.
+
+    Attributes:
+        ranks: where; empty where not all of them had started.
+        seconds: for how long it has run.
+    """
+
+    assignment: Assignment
+    ranks: tuple[RankInfo, ...]
+    seconds: float
 
 
 class Executor(ABC):
     """Runs attempts of trials, each on ``resources.ranks`` processes."""
 
     @abstractmethod
-    def open(self, run: str, epoch: int, resources: Resources, sink: Sink) -> Cluster:
+    def open(self, run: str, epoch: int, resources: Resources, sink: Sink, study: str = "") -> Cluster:
         """Connect and compare what is asked with what the cluster can ever hold.
 
         Args:
+            study: our uid of the study, by which the next driver finds what this one leaves.
             run: mark that every process of this run carries in its environment (``TUNER_RUN``).
             epoch: the driver's lease epoch; groups refuse calls of a lower one.
             sink: called by :meth:`poll`, in the caller's thread, once per message in order of
@@ -53,6 +71,31 @@ class Executor(ABC):
             Infeasible: one trial can never fit.
             ClusterUnavailable: the cluster cannot be reached.
         """
+
+    def probe(self, folder: str) -> dict[str, str]:
+        """Whether every node reaches the folder or URI of the checkpoints: what is wrong, by host name."""
+        return {}
+
+    def slots(self) -> int:
+        """Attempts that fit at once by now: nodes come and go. At least 1 when it was opened."""
+        return 1
+
+    def adopt(self, wanted: Callable[[Assignment], bool]) -> list[Adopted]:
+        """Take over what a driver of the same study has left on the cluster, and end the rest of it.
+
+        An attempt that is ``wanted`` runs on as if :meth:`start` had begun it here; messages that
+        its former driver may have taken in come again.
+        """
+        return []
+
+    def is_gone(self, home: str, ranks: Sequence[RankInfo]) -> bool:
+        """Whether no process of an attempt that was not adopted can be alive any more.
+
+        Args:
+            home: :attr:`Cluster.home` of the driver that began it.
+            ranks: where it ran; empty where that was not known yet.
+        """
+        return True
 
     @abstractmethod
     def start(self, assignment: Assignment) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["described", "fitting", "shortage"]
+__all__ = ["Nodes", "described", "fitting", "rest", "shortage"]
 
 Nodes = Sequence[Mapping[str, float]]
 
@@ -30,6 +30,23 @@ def fitting(nodes: Nodes, bundle: Mapping[str, float]) -> int:
     return sum(
         min(int((node.get(name, 0) + 1e-9) / amount) for name, amount in bundle.items()) for node in nodes
     )
+
+
+def rest(nodes: Nodes, bundle: Mapping[str, float], ranks: int) -> dict[str, float]:
+    """What one node has beside ``ranks`` bundles: who holds it too, is alone there.
+
+    Empty where no node holds all the bundles, or nothing is left.
+
+    Example:
+        >>> rest([{"CPU": 2}, {"CPU": 8, "GPU": 1}], {"CPU": 2}, 2)
+        {'CPU': 4, 'GPU': 1}
+    """
+    able = [node for node in nodes if fitting([node], bundle) >= ranks]
+    if not able:
+        return {}
+    node = max(able, key=lambda one: (one.get("GPU", 0), one.get("CPU", 0)))
+    left = {name: node.get(name, 0) - ranks * bundle.get(name, 0) for name in ("CPU", "GPU")}
+    return {name: amount for name, amount in left.items() if amount > 0}
 
 
 def described(nodes: Nodes) -> str:

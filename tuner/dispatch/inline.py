@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tuner import worker
@@ -18,6 +18,7 @@ from tuner.dispatch.base import Cluster, Executor, Sink
 from tuner.errors import Infeasible
 from tuner.messages import Answer, Ended, Envelope, Finished, Message, RankInfo, Released, Started
 from tuner.outcome import Outcome, Reason
+from tuner.processes import are_ended
 from tuner.resources import Resources
 
 __all__ = ["InlineExecutor"]
@@ -41,7 +42,7 @@ class InlineExecutor(Executor):
         self._waiting: deque[_InlineChannel] = deque()
         self._running: _InlineChannel | None = None
 
-    def open(self, run: str, epoch: int, resources: Resources, sink: Sink) -> Cluster:
+    def open(self, run: str, epoch: int, resources: Resources, sink: Sink, study: str = "") -> Cluster:
         if resources.ranks > 1:
             raise Infeasible(
                 f"executor='inline' runs one rank, resources ask for {resources.ranks}; use executor='ray'"
@@ -52,7 +53,11 @@ class InlineExecutor(Executor):
         if gpus > devices:
             raise Infeasible(f"one rank needs {gpus:g} GPUs and this machine has {devices}; ask for fewer")
         self._sink = sink
-        return Cluster(slots=1, gpus=gpus, description=f"this process on {socket.gethostname()}")
+        host = socket.gethostname()
+        return Cluster(slots=1, gpus=gpus, description=f"this process on {host}", home="local/inline")
+
+    def is_gone(self, home: str, ranks: Sequence[RankInfo]) -> bool:
+        return home == "local/inline" or are_ended(ranks)
 
     def start(self, assignment: Assignment) -> None:
         assert self._sink is not None, "open() comes first"

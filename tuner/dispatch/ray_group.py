@@ -2,6 +2,8 @@
 
 It carries messages and deadlines; how the ranks' ends become one outcome is decided in
 :mod:`tuner.dispatch.group`. Everything runs in the driver's thread, from ``RayExecutor.poll``.
+On a standing cluster a group is named and detached: it outlives a killed driver, and another
+driver may take it over, so this one ends shells only with their consent to its epoch.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from storage import owner as processes
 from tuner.assignment import Assignment
 from tuner.channel import Place
+from tuner.dispatch import standing
 from tuner.dispatch.group import RankEnding, decide
-from tuner.dispatch.shell import Batch, Shell
+from tuner.dispatch.shell import WITHOUT_DRIVER, Batch, Shell, StaleEpoch, Standing
 from tuner.messages import Answer, Ended, Finished, Message, RankInfo, Released, Started, decode
 from tuner.outcome import Outcome, Reason
 
@@ -40,6 +44,8 @@ DRAIN = 1.0  # seconds of one long poll
 SILENT = 20.0  # seconds without an answer to a drain, after which a shell is taken for dead
 STARTING = 120.0  # seconds that a shell may take to start its child
 BUSY = 60.0  # seconds without resources after which we say so
+MARGIN = 5.0  # seconds by which a shell that nobody reaches may be late to end itself
+PARTING = 3.0  # seconds that shells get to clean up
 ABSENT = 2.0  # seconds between two looks at the time that count as ours, not as the shells'
 
 _WELL = (Reason.COMPLETE, Reason.PRUNED)
@@ -47,14 +53,23 @@ _WELL = (Reason.COMPLETE, Reason.PRUNED)
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a group is made of: one bundle of resources for each rank."""
+    """What a group is made of: one bundle of resources for each rank.
 
-    run: str
+    Attributes:
+        filler: the rest of a node, held so that nothing else of ours runs there; empty for a group
+            that shares its node.
+        preload: modules that the zygotes import once; another group serves as well.
+        name: of the group on a cluster that outlives its driver, else "".
+    """
+
+    run: str = field(compare=False)
     ranks: int
     cpus: float
     bundle: Mapping[str, float]
     hide_gpus: bool
-    preload: tuple[str, ...]
+    filler: Mapping[str, float] = field(default_factory=dict)
+    preload: tuple[str, ...] = field(default=(), compare=False)
+    name: str = field(default="", compare=False)
 
 
 class Owner(Protocol):
@@ -72,9 +87,20 @@ class Owner(Protocol):
     def broke(self, group: Group, why: str) -> None:
         """The group cannot be used again."""
 
+    def superseded(self, error: StaleEpoch) -> None:
+        """Another driver has the study, and this one nothing more to say."""
+
 
 class RayShell(Shell):
-    """A shell that knows where Ray placed it."""
+    """A shell that knows where Ray placed it, and to which group it belongs."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._group = shape.name
+        super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload)
+
+    def left(self) -> None:
+        if self._group:
+            standing.remove(self._group)
 
     def ready(self) -> dict[str, Any]:
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -82,7 +108,8 @@ class RayShell(Shell):
 
     def start(self, assignment: Assignment, place: Place) -> RankInfo:
         info = super().start(assignment, place)
-        return dataclasses.replace(info, node=ray.get_runtime_context().get_node_id())
+        self._placed = dataclasses.replace(info, node=ray.get_runtime_context().get_node_id())
+        return self._placed
 
 
 @dataclass(kw_only=True)
@@ -97,6 +124,8 @@ class _Attempt:
     acknowledged: dict[int, int] = field(default_factory=dict)
     delivered: dict[int, int] = field(default_factory=dict)
     draining_since: dict[int, float] = field(default_factory=dict)
+    heard: dict[int, float] = field(default_factory=dict)
+    cut_off: set[int] = field(default_factory=set)  # ranks that may live where nobody reaches them
     gone: set[int] = field(default_factory=set)
     answers: list[Answer] = field(default_factory=list)  # of the rank whose batch is being delivered
     delivering: int | None = None
@@ -108,26 +137,62 @@ class _Attempt:
 
 
 class Group:
-    """The shells of one shape; an attempt is begun when ``idle_since`` is not None."""
+    """The shells of one shape; an attempt is begun when ``idle_since`` is not None.
 
-    def __init__(self, owner: Owner, shape: Shape) -> None:
+    Args:
+        epoch: of the driver, which every call carries.
+        placement, shells: as Ray knows them.
+    """
+
+    def __init__(self, owner: Owner, shape: Shape, epoch: int, placement: Any, shells: list[Any]) -> None:
         self._owner = owner
-        self._shape = shape
+        self.shape = shape
+        self._epoch = epoch
+        self._placement = placement
+        self._shells = shells
         self._made_at = self._looked_at = time.monotonic()
-        self._warned = self._broken = False
+        self._warned = self._broken = self._stale = False
         self._infos: dict[int, dict[str, Any]] = {}
         self._attempt: _Attempt | None = None
+        self._parting: set[int] = set()
+        self._part_by: float | None = None
         self.idle_since: float | None = None
+
+    @classmethod
+    def make(cls, owner: Owner, shape: Shape, epoch: int) -> Group:
+        """Ask Ray for the resources, and for shells that hold them."""
         bundles = [dict(shape.bundle) or {"CPU": 0.001}] * shape.ranks
-        self._placement = placement_group(bundles, strategy="PACK")
-        self._shells = [self._shell(rank) for rank in range(shape.ranks)]
-        for rank, shell in enumerate(self._shells):
-            owner.watch(shell.ready.remote(), functools.partial(self._on_ready, rank))
+        strategy = "STRICT_PACK" if shape.filler else "PACK"
+        kept: dict[str, Any] = {"name": shape.name, "lifetime": "detached"} if shape.name else {}
+        placement = placement_group(
+            [*bundles, *([dict(shape.filler)] if shape.filler else [])], strategy=strategy, **kept
+        )
+        shells = [_actor(shape, placement, rank) for rank in range(shape.ranks)]
+        group = cls(owner, shape, epoch, placement, shells)
+        for rank, shell in enumerate(shells):
+            owner.watch(shell.ready.remote(), functools.partial(group._on_ready, rank))
+        return group
+
+    @classmethod
+    def adopt(
+        cls, owner: Owner, shape: Shape, epoch: int, found: standing.Found, states: Mapping[int, Standing]
+    ) -> Group:
+        """Go on with a group of another driver whose every shell has agreed, and runs one attempt."""
+        shells = [found.shells[rank] for rank in range(shape.ranks)]
+        group = cls(owner, shape, epoch, found.placement, shells)
+        group._infos = {rank: state.ready for rank, state in states.items()}
+        assignment = states[0].assignment
+        assert assignment is not None
+        attempt = group._attempt = _Attempt(assignment=assignment, start_by=0.0, one_node=True, launched=True)
+        attempt.placed = {rank: state.placed for rank, state in states.items() if state.placed is not None}
+        for rank in range(shape.ranks):
+            group._drain(attempt, rank)
+        return group
 
     @property
     def is_ready(self) -> bool:
         """All shells have started."""
-        return len(self._infos) == self._shape.ranks
+        return len(self._infos) == self.shape.ranks
 
     @property
     def number(self) -> int | None:
@@ -140,7 +205,7 @@ class Group:
         start_by = time.monotonic() + STARTING
         self._attempt = _Attempt(assignment=assignment, start_by=start_by, one_node=one_node)
         self.idle_since = None
-        if self._shape.ranks == 1:
+        if self.shape.ranks == 1:
             self._start_ranks(self._attempt, "", 0)
             return
         host = "127.0.0.1" if one_node else self._infos[0]["address"]
@@ -148,7 +213,7 @@ class Group:
         def start(attempt: _Attempt, rank: int, port: int) -> None:
             self._start_ranks(attempt, host, port)
 
-        self._owner.watch(self._shells[0].listen.remote(host), self._bound(start, 0))
+        self._owner.watch(self._shells[0].listen.remote(self._epoch, host), self._bound(start, 0))
 
     def committed(self, rank: int, seq: int) -> None:
         """The next drain of the rank may forget messages up to ``seq``."""
@@ -163,14 +228,14 @@ class Group:
         if self._attempt.delivering == rank:
             self._attempt.answers.append(answer)
         else:
-            self._shells[rank].reply.remote([answer])
+            self._shells[rank].reply.remote(self._epoch, [answer])
 
     def stop(self, outcome: Outcome, grace: float) -> None:
         """Ask all ranks to stop; end them after the grace."""
         if self._attempt is not None:
             self._attempt.asked = self._attempt.asked or outcome
             for shell in self._shells:
-                shell.stop.remote()
+                shell.stop.remote(self._epoch)
             self._shorten(self._attempt, grace)
 
     def kill(self, outcome: Outcome) -> None:
@@ -193,48 +258,65 @@ class Group:
             log.warning(
                 "no room for a trial for %d s: other work on the cluster holds what it needs (%s); it waits",
                 BUSY,
-                dict(self._shape.bundle),
+                dict(self.shape.bundle),
             )
         attempt = self._attempt
         if attempt is None:
             return
         attempt.start_by += absent
-        if now > attempt.start_by and len(attempt.placed) < self._shape.ranks:
-            for rank in set(range(self._shape.ranks)) - set(attempt.placed):
+        if now > attempt.start_by and len(attempt.placed) < self.shape.ranks:
+            for rank in set(range(self.shape.ranks)) - set(attempt.placed):
                 self._lose(attempt, rank, "did not start its process in time")
         for rank in list(attempt.draining_since):
             attempt.draining_since[rank] += absent
             if now - attempt.draining_since[rank] > SILENT:
-                self._lose(attempt, rank, "is lost: its shell does not answer")
+                self._lose(attempt, rank, "is lost: its shell does not answer", cut_off=True)
         self._end_overdue(attempt, now)
 
-    def dissolve(self) -> None:
-        """Give the resources back; the zygotes end what runs when their shells go."""
-        for shell in self._shells:
-            with contextlib.suppress(Exception):
-                ray.kill(shell)
-        with contextlib.suppress(Exception):
-            remove_placement_group(self._placement)
+    def leave(self) -> None:
+        """Take no attempt after the one that runs: its node is to go."""
+        self._broken = True
 
-    def shutdown(self) -> list[Any]:
-        """Let the shells clean up; what to wait for before :meth:`dissolve`."""
-        return [shell.shutdown.remote() for shell in self._shells] if self.is_ready else []
+    @property
+    def nodes(self) -> set[str]:
+        """Ray's ids of the nodes that its shells are on, as far as they are known."""
+        return {info["node"] for info in self._infos.values()}
+
+    def ping(self) -> None:
+        """Say that the driver lives. Called from a thread of its own."""
+        for shell in self._shells:
+            shell.ping.remote(self._epoch)
+
+    def part(self) -> None:
+        """Let the shells end and clean up, then give the resources back; see :attr:`has_parted`."""
+        self._part_by = time.monotonic() + PARTING
+        self._attempt, self.idle_since = None, None
+        self._parting = set(range(len(self._shells)))
+        for rank, shell in enumerate(self._shells):
+            handler = functools.partial(self._on_parted, rank)
+            self._owner.watch(shell.shutdown.remote(self._epoch), handler)
+
+    @property
+    def has_parted(self) -> bool:
+        """Whether it is gone; gives the resources back as soon as that may be.
+
+        Shells that serve another driver are left alone, and so are their resources.
+        """
+        if self._part_by is None or (self._parting and time.monotonic() < self._part_by):
+            return False
+        if not self._stale:
+            for shell in self._shells:
+                with contextlib.suppress(Exception):
+                    ray.kill(shell)
+            with contextlib.suppress(Exception):
+                remove_placement_group(self._placement)
+        return True
+
+    def _on_parted(self, rank: int, result: Any) -> None:
+        self._stale = self._stale or isinstance(result, StaleEpoch)
+        self._parting.discard(rank)
 
     # ------------------------------------------------------------------ steps of an attempt
-
-    def _shell(self, rank: int) -> Any:
-        bundle = self._shape.bundle
-        custom = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}
-        actor = ray.remote(RayShell).options(
-            num_cpus=bundle.get("CPU", 0),
-            num_gpus=bundle.get("GPU", 0),
-            memory=bundle.get("memory"),
-            resources=custom or None,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, rank),
-            max_restarts=0,  # retries are decided in one place, the driver
-            max_concurrency=8,
-        )
-        return actor.remote(self._shape.run, self._shape.cpus, self._shape.hide_gpus, self._shape.preload)
 
     def _bound(self, method: Callable[[_Attempt, int, Any], None], rank: int) -> Callable[[Any], None]:
         """A handler for the attempt that runs now; results of an earlier one are dropped."""
@@ -243,8 +325,10 @@ class Group:
         def handle(result: Any) -> None:
             if attempt is None or self._attempt is not attempt or rank in attempt.gone:
                 return
-            if isinstance(result, Exception):
-                self._lose(attempt, rank, f"is lost: {cause(result)}")
+            if isinstance(result, StaleEpoch):
+                self._owner.superseded(result)
+            elif isinstance(result, Exception):
+                self._lose(attempt, rank, f"is lost: {cause(result)}", cut_off=_is_node(result))
             else:
                 method(attempt, rank, result)
 
@@ -269,7 +353,7 @@ class Group:
             place = Place(
                 rank=rank,
                 local_rank=local,
-                world_size=self._shape.ranks,
+                world_size=self.shape.ranks,
                 host=host,
                 port=port,
                 one_node=attempt.one_node,
@@ -281,7 +365,7 @@ class Group:
         attempt.placed[rank] = info
         if attempt.gone:
             self._drain(attempt, rank)
-        elif len(attempt.placed) == self._shape.ranks:
+        elif len(attempt.placed) == self.shape.ranks:
             self._say(attempt, Started(ranks=tuple(attempt.placed[one] for one in sorted(attempt.placed))))
             for one in sorted(attempt.placed):
                 self._drain(attempt, one)
@@ -291,12 +375,13 @@ class Group:
             return
         answers, attempt.answers = attempt.answers, []
         after, seen = attempt.acknowledged.get(rank, 0), attempt.delivered.get(rank, 0)
-        ref = self._shells[rank].drain.remote(after, attempt.assignment.epoch, answers, DRAIN, seen)
+        ref = self._shells[rank].drain.remote(after, self._epoch, answers, DRAIN, seen)
         attempt.draining_since[rank] = time.monotonic()
         self._owner.watch(ref, self._bound(self._on_batch, rank))
 
     def _on_batch(self, attempt: _Attempt, rank: int, batch: Batch) -> None:
         attempt.draining_since.pop(rank, None)
+        attempt.heard[rank] = time.monotonic()
         attempt.delivering = rank
         for seq, line in batch.messages:
             if seq <= attempt.delivered.get(rank, 0):
@@ -316,15 +401,18 @@ class Group:
             self._drain(attempt, rank)
         self._conclude(attempt)
 
-    def _lose(self, attempt: _Attempt, rank: int, why: str) -> None:
-        """A shell is dead, with its child: the group cannot be used again."""
+    def _lose(self, attempt: _Attempt, rank: int, why: str, *, cut_off: bool = False) -> None:
+        """A shell is dead, with its child, or cut off: the group cannot be used again."""
         if self._attempt is not attempt or rank in attempt.gone:
             return
         self._broken = True
-        attempt.gone.update([rank] if attempt.launched else range(self._shape.ranks))
+        attempt.gone.update([rank] if attempt.launched else range(self.shape.ranks))
         attempt.draining_since.pop(rank, None)
-        with contextlib.suppress(Exception):
-            ray.kill(self._shells[rank])
+        if cut_off:
+            attempt.cut_off.add(rank)
+        if not self.shape.name:  # a shell that may serve another driver ends itself
+            with contextlib.suppress(Exception):
+                ray.kill(self._shells[rank])
         outcome = Outcome(reason=Reason.NODE_LOST, message=why)
         attempt.endings.append(RankEnding(rank=rank, outcome=outcome))
         for other in attempt.placed:  # also where not all have started: their ends are awaited
@@ -339,8 +427,8 @@ class Group:
         """
         if not attempt.endings or self._attempt is not attempt:
             return
-        everyone = len(attempt.gone) == self._shape.ranks
-        silent = len({ending.rank for ending in attempt.endings}) == self._shape.ranks
+        everyone = len(attempt.gone) == self.shape.ranks
+        silent = len({ending.rank for ending in attempt.endings}) == self.shape.ranks
         leader = any(
             ending.rank == 0 and ending.outcome.reason in (*_WELL, Reason.INTERRUPTED)
             for ending in attempt.endings
@@ -350,7 +438,8 @@ class Group:
             self._shorten(attempt, LEAVING)
         if not attempt.decided and (everyone or (leader and silent)):
             attempt.decided = True
-            self._say(attempt, Ended(outcome=decide(attempt.endings, attempt.asked)))
+            outcome = decide(attempt.endings, attempt.asked)
+            self._say(attempt, Ended(outcome=outcome, may_live=self._may_live(attempt)))
         if everyone:
             self._attempt = None
             self.idle_since = None if self._broken else time.monotonic()
@@ -359,6 +448,17 @@ class Group:
                 self._owner.broke(self, attempt.endings[-1].outcome.message)
             else:
                 self._owner.became_idle(self)
+
+    def _may_live(self, attempt: _Attempt) -> float:
+        """For how many seconds a rank that was cut off may live on. On this host it is ended instead."""
+        longest, now = 0.0, time.monotonic()
+        for rank in attempt.cut_off:
+            placed = attempt.placed.get(rank)
+            if placed is not None and processes.same_host(placed.process):
+                processes.end(placed.process)
+            else:
+                longest = max(longest, WITHOUT_DRIVER + MARGIN - (now - attempt.heard.get(rank, now)))
+        return longest
 
     def _say(self, attempt: _Attempt, message: Message) -> None:
         attempt.said += 1
@@ -369,17 +469,38 @@ class Group:
             attempt.deadline = now + AGAIN
             for rank, shell in enumerate(self._shells):
                 if rank not in attempt.gone:
-                    shell.kill.remote()
+                    shell.kill.remote(self._epoch)
 
     def _shorten(self, attempt: _Attempt, seconds: float) -> None:
         moment = time.monotonic() + seconds
         attempt.deadline = moment if attempt.deadline is None else min(attempt.deadline, moment)
 
 
+def _actor(shape: Shape, placement: Any, rank: int) -> Any:
+    bundle = shape.bundle
+    custom = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}
+    kept = {"name": f"{shape.name}/{rank}", "namespace": standing.NAMESPACE, "lifetime": "detached"}
+    actor = ray.remote(RayShell).options(
+        num_cpus=bundle.get("CPU", 0),
+        num_gpus=bundle.get("GPU", 0),
+        memory=bundle.get("memory"),
+        resources=custom or None,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement, rank),
+        max_restarts=0,  # retries are decided in one place, the driver
+        max_concurrency=8,
+        **(kept if shape.name else {}),
+    )
+    return actor.remote(shape)
+
+
+def _is_node(error: Exception) -> bool:
+    return isinstance(error, ray.exceptions.NodeDiedError) or "node has died" in str(error)
+
+
 def cause(error: Exception) -> str:
     """Why a call of a shell failed, in one line."""
     text = str(error).strip()
-    if isinstance(error, ray.exceptions.NodeDiedError) or "node has died" in text:
+    if _is_node(error):
         return "its node died"
     if isinstance(error, ray.exceptions.ActorDiedError) and "creation task" not in text:
         return "its shell died"

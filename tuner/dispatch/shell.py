@@ -1,8 +1,14 @@
 """The shell of a rank: holds its resources and its outbox; the objective runs in a child.
 
-A plain class, which :mod:`tuner.dispatch.ray_cluster` wraps as a Ray actor with several threads.
+A plain class, which :mod:`tuner.dispatch.ray_group` wraps as a Ray actor with several threads.
 It imports neither torch nor optuna. Messages of its child are numbered and stay in the outbox
 until the driver says that they are durable; :meth:`Shell.drain` can be repeated.
+
+Every call carries the epoch of its driver, and a lower one than has been seen is refused. While no
+driver calls, the child goes on: after :data:`UNANSWERED` seconds ``should_prune`` gets False, and a
+checkpoint is recorded beside the others (:mod:`tuner.last_words`) instead of in the database; other
+questions wait. After :data:`WITHOUT_DRIVER` seconds the shell ends itself, having let the child save a
+checkpoint and written down what nobody has taken in.
 """
 
 from __future__ import annotations
@@ -11,40 +17,62 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from storage import owner
+from tuner import last_words
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import zygote
+from tuner.dispatch import memory, zygote
 from tuner.dispatch.group import exit_outcome
+from tuner.dispatch.outbox import Outbox
 from tuner.dispatch.pipe import STOP, answer_line
-from tuner.messages import Answer, Finished, Question, RankInfo, decode, encode
+from tuner.dispatch.surroundings import SHELL_MARK, environment, loopback
+from tuner.messages import (
+    Answer,
+    Ask,
+    Finished,
+    Message,
+    Question,
+    RankInfo,
+    Saved,
+    Unanswered,
+    decode,
+    encode,
+)
 from tuner.outcome import Outcome, Reason
-from tuner.processes import MARK, kill_tree, marked, sweep
+from tuner.processes import kill_tree, marked, sweep
 
-__all__ = ["Batch", "Shell", "StaleEpoch"]
+__all__ = ["WITHOUT_DRIVER", "Batch", "Leaving", "Shell", "StaleEpoch", "Standing"]
 
 PACE = 0.25  # seconds between drains that carry no question and no end
 OUTBOX = 100_000  # messages that wait for their commit; above it the child's reports wait
-WITHOUT_DRIVER = 60.0  # seconds without a drain after which a shell ends itself
+UNANSWERED = 5.0  # seconds without a driver after which should_prune gets False
+# seconds without a driver after which a shell ends itself; the tests of it make it short everywhere
+WITHOUT_DRIVER = float(os.environ.get("TUNER_WITHOUT_DRIVER", "60"))
+SAVING = 0.75  # the part of them after which the child is asked to save a checkpoint
+WRITING = 0.93  # the part of them after which it is ended, and its last words are written
 TAIL = 16_384  # bytes of output that are kept with an outcome
 FORK = 100.0  # seconds that a zygote may take for its imports and the first fork
-_CREDENTIALS = ("TUNER_STORAGE", "PGPASSWORD")  # of the database, which a rank does not need
-_SHELL_MARK = "TUNER_SHELL"  # in the environment of this shell's processes, beside the run's mark
+LOOK, SOON = 0.5, 0.1  # seconds between two looks at the memory and at the time without a driver
 
 
 class StaleEpoch(RuntimeError):
     """A call of a driver that was taken over."""
+
+
+class Leaving(RuntimeError):
+    """The shell was too long without a driver, and is ending itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +86,16 @@ class Batch:
 
     messages: tuple[tuple[int, str], ...] = ()
     ended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a driver that takes over finds: the attempt here, if there is one, and for how long it ran."""
+
+    ready: dict[str, Any]
+    assignment: Assignment | None = None
+    placed: RankInfo | None = None
+    seconds: float = 0.0
 
 
 class Shell:
@@ -74,11 +112,14 @@ class Shell:
         self._run = run
         self._folder = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
         self._log = self._folder / "output.log"
-        self._environment = _environment(run, self._folder.name, cpus, hide_gpus)
+        self._environment = environment(run, self._folder.name, cpus, hide_gpus)
         self._preload = tuple(preload)
         self._changed = threading.Condition()
-        self._outbox: deque[tuple[int, str]] = deque()
-        self._seq = 0
+        self._outbox = Outbox()
+        self._assignment: Assignment | None = None
+        self._placed: RankInfo | None = None
+        self._began = 0.0
+        self._verdict: Outcome | None = None  # why we ended the child ourselves
         self._flush = False  # something waits that must not keep the pace
         self._quiet = False  # a drain waits for the first message
         self._ended = True
@@ -87,17 +128,44 @@ class Shell:
         self._child: socket.socket | None = None
         self._child_pid = 0
         self._listener: socket.socket | None = None
-        self._last_drain = time.monotonic()
-        self._closing = self._has_zygote = False
+        self._heard = time.monotonic()  # of a driver
+        self._closing = self._has_zygote = self._leaving = False
+        self._zygote_pid = 0
+        self._kernel_kills = 0
         self._start_zygote()
-        threading.Thread(target=self._watch_driver, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def ready(self) -> dict[str, Any]:
         """Where this shell is: ``host``, ``pid``, and ``loopback``, the same for shells that share one."""
-        return {"host": socket.gethostname(), "pid": os.getpid(), "loopback": _loopback()}
+        return {"host": socket.gethostname(), "pid": os.getpid(), "loopback": loopback()}
 
-    def listen(self, host: str) -> int:
+    def adopt(self, epoch: int) -> Standing:
+        """Serve another driver from here on, and tell it what there is.
+
+        Raises:
+            StaleEpoch: the caller was taken over.
+            Leaving: it is too late.
+        """
+        self._check(epoch)
+        with self._changed:
+            if self._closing or self._leaving:
+                raise Leaving("it was without a driver for too long, and ends")
+            self._outbox.drop_answered()
+            self._flush = True
+            return Standing(
+                ready=self.ready(),
+                assignment=self._assignment,
+                placed=self._placed,
+                seconds=time.monotonic() - self._began,
+            )
+
+    def ping(self, epoch: int) -> None:
+        """The driver lives."""
+        self._check(epoch)
+
+    def listen(self, epoch: int, host: str) -> int:
         """Bind the socket on which rank 0's next child serves its store; the port."""
+        self._check(epoch)
         if self._listener is not None:
             self._listener.close()
         self._listener = socket.create_server((host, 0))
@@ -114,11 +182,12 @@ class Shell:
             self._start_zygote()
         ours, theirs = socket.socketpair()
         with self._changed:
-            self._outbox.clear()
-            self._seq = 0
+            self._outbox = Outbox()
+            self._assignment, self._placed, self._verdict = assignment, None, None
             self._ended = self._finished = self._flush = False
             self._child, self._child_pid = ours, 0
-            self._last_drain = time.monotonic()
+            self._began = time.monotonic()
+            self._kernel_kills = memory.kernel_kills()
         # Before the child is there: it may end before we hear that it began.
         self._reader = threading.Thread(target=self._read_child, args=(ours,), daemon=True)
         self._reader.start()
@@ -126,18 +195,20 @@ class Shell:
         with self._changed:
             self._changed.wait_for(lambda: self._child_pid or self._ended, timeout=FORK)
             late = not self._child_pid and not self._ended
-            self._last_drain = time.monotonic()
+            self._heard = time.monotonic()
         if late:
             self._conclude(ours, Outcome(reason=Reason.RANK_LOST, message=f"did not start in {FORK:g} s"))
-            sweep(self._folder.name, _SHELL_MARK)
+            sweep(self._folder.name, SHELL_MARK)
         devices = self._environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        return RankInfo(
+        self._placed = RankInfo(
             rank=place.rank,
             host=socket.gethostname(),
             node="",
             pid=self._child_pid,
             devices=tuple(filter(None, devices)),
+            process=owner.identity(self._run, self._child_pid),
         )
+        return self._placed
 
     def drain(
         self, after: int, epoch: int, answers: Sequence[Answer], timeout: float, seen: int = 0
@@ -151,49 +222,60 @@ class Shell:
             StaleEpoch: the caller was taken over.
         """
         self._check(epoch)
-        self.reply(answers)
+        for answer in answers:
+            self._answer(answer)
         with self._changed:
-            self._last_drain = time.monotonic()
-            while self._outbox and self._outbox[0][0] <= after:
-                self._outbox.popleft()
+            self._outbox.forget(after)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._flush or self._ended, timeout=min(PACE, timeout))
             self._quiet = True
             self._changed.wait_for(
-                lambda: self._ended or (self._outbox and self._outbox[-1][0] > seen),
-                timeout=max(0.0, timeout - PACE),
+                lambda: self._ended or self._outbox.last > seen, timeout=max(0.0, timeout - PACE)
             )
             self._flush = self._quiet = False
-            self._last_drain = time.monotonic()
-            news = tuple(one for one in self._outbox if one[0] > seen)
-            return Batch(messages=news, ended=self._ended)
+            self._heard = time.monotonic()
+            return Batch(messages=self._outbox.above(seen), ended=self._ended)
 
-    def reply(self, answers: Sequence[Answer]) -> None:
+    def reply(self, epoch: int, answers: Sequence[Answer]) -> None:
         """Deliver answers outside a drain."""
+        self._check(epoch)
         for answer in answers:
-            self._to_child(answer_line(answer.id, answer.value, answer.error))
+            self._answer(answer)
 
-    def stop(self) -> None:
+    def stop(self, epoch: int) -> None:
         """Ask the child to stop."""
+        self._check(epoch)
         self._to_child(STOP)
 
-    def kill(self) -> None:
+    def kill(self, epoch: int) -> None:
         """End the child with its whole tree; its end is reported as any other."""
+        self._check(epoch)
+        self._kill()
+
+    def shutdown(self, epoch: int) -> None:
+        """End the child and the zygote, and remove the output. Safe to call twice.
+
+        Raises:
+            StaleEpoch: the caller was taken over; nothing was ended.
+        """
+        self._check(epoch)
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        self._closing = True
+        self._kill()
+        _hang_up(self._control)
+        deadline = time.monotonic() + 2  # the zygote also finds what has lost its mark
+        while marked(self._folder.name, SHELL_MARK) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        sweep(self._folder.name, SHELL_MARK)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _kill(self) -> None:
         with self._changed:
             pid = 0 if self._ended else self._child_pid
         if pid:
             kill_tree(pid)
-
-    def shutdown(self) -> None:
-        """End the child and the zygote, and remove the output."""
-        self.kill()
-        self._closing = True
-        _hang_up(self._control)
-        deadline = time.monotonic() + 2  # the zygote also finds what has lost its mark
-        while marked(self._folder.name, _SHELL_MARK) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        sweep(self._folder.name, _SHELL_MARK)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _fork(self, assignment: Assignment, place: Place, theirs: socket.socket) -> None:
         """Ask the zygote for a child with the other end of its channel."""
@@ -236,6 +318,7 @@ class Shell:
             for line in lines:
                 message = json.loads(line)
                 with self._changed:
+                    self._zygote_pid = message.get("ready", self._zygote_pid)
                     if "started" in message:
                         self._child_pid = message["started"]
                         self._changed.notify_all()
@@ -247,14 +330,15 @@ class Shell:
             child, pid = None if self._ended else self._child, self._child_pid
         if not self._closing:
             # with all that its rank had started: nobody else looks after them now
-            sweep(self._folder.name, _SHELL_MARK, also=[pid] if pid and child is not None else [])
+            sweep(self._folder.name, SHELL_MARK, also=[pid] if pid and child is not None else [])
         self._has_zygote = False
         if child is not None:
             self._conclude(child, self._without_zygote())
 
     def _without_zygote(self) -> Outcome:
         text = "was lost: the process that it was forked from died"
-        return Outcome(reason=Reason.RANK_LOST, message=text, log_tail=self._tail())
+        found = self._verdict or Outcome(reason=Reason.RANK_LOST, message=text)
+        return replace(found, log_tail=self._tail())
 
     def _read_child(self, child: socket.socket) -> None:
         """The child's messages into the outbox; a full outbox makes the child wait."""
@@ -273,8 +357,7 @@ class Shell:
                 self._finished = True
                 if message.outcome.reason not in (Reason.COMPLETE, Reason.PRUNED):
                     line = _with_tail(message, self._tail())
-            self._seq += 1
-            self._outbox.append((self._seq, line))
+            self._outbox.put(message, line.rstrip("\n"))
             if isinstance(message, Question | Finished):
                 self._flush = True
             if self._flush or self._quiet:  # else a drain keeps its pace, and need not wake for each report
@@ -288,7 +371,16 @@ class Shell:
                 waiting = len(self._outbox) >= OUTBOX
             if not waiting:
                 break  # something outside its tree still holds the socket
-        self._conclude(child, exit_outcome(code, self._tail()))
+        self._conclude(child, self._outcome(code))
+
+    def _outcome(self, code: int) -> Outcome:
+        """Of a child that left no word of its own."""
+        if self._verdict is not None:
+            return replace(self._verdict, log_tail=self._tail())
+        if code == -signal.SIGKILL and memory.kernel_kills() > self._kernel_kills:
+            text = "was killed by the kernel, which had run out of memory"
+            return Outcome(reason=Reason.OOM, message=text, log_tail=self._tail())
+        return exit_outcome(code, self._tail())
 
     def _conclude(self, child: socket.socket, outcome: Outcome) -> None:
         with self._changed:
@@ -296,8 +388,7 @@ class Shell:
                 return
             if not self._finished:
                 self._finished = True
-                self._seq += 1
-                self._outbox.append((self._seq, encode(Finished(outcome=outcome))))
+                self._say(Finished(outcome=outcome))
             self._ended = self._flush = True
             self._changed.notify_all()
         _hang_up(child)
@@ -315,22 +406,97 @@ class Shell:
             return handle.read().decode(errors="replace")
         return ""
 
+    def _say(self, message: Message) -> None:
+        """A message of the shell's own, among the child's. The caller holds the lock."""
+        self._outbox.put(message, encode(message))
+
+    def _answer(self, answer: Answer) -> None:
+        with self._changed:
+            waits = self._outbox.answered(answer.id)
+        if waits:
+            self._to_child(answer_line(answer.id, answer.value, answer.error))
+
     def _check(self, epoch: int) -> None:
         with self._changed:
             if epoch < self._epoch:
                 raise StaleEpoch(f"epoch {epoch} is over, the study's driver has epoch {self._epoch}")
             self._epoch = epoch
+            self._heard = time.monotonic()
 
-    def _watch_driver(self) -> None:
-        """Without a driver for a minute, end: its successor counts on it."""
-        while True:
-            time.sleep(WITHOUT_DRIVER / 12)
-            with self._changed:
-                running = self._child_pid and not self._ended
-                alone = running and time.monotonic() - self._last_drain > WITHOUT_DRIVER
-            if alone:
-                self.shutdown()
+    # ------------------------------------------------------------------ the watch
+
+    def _watch(self) -> None:
+        """Look after the child when nobody else does: too much memory, no driver."""
+        while not self._closing or self._leaving:
+            tight = self._watch_memory()
+            time.sleep(min(SOON if tight else LOOK, WITHOUT_DRIVER / 60))
+            alone = time.monotonic() - self._heard
+            if alone > UNANSWERED:
+                self._stand_in()
+            if alone > WITHOUT_DRIVER * SAVING and not self._leaving:
+                self._to_child(STOP)  # again each time: it may only just have begun
+            if alone > WITHOUT_DRIVER * WRITING and not self._leaving:
+                self._leave()
+            if alone > WITHOUT_DRIVER and self._leaving:
+                self.left()
                 os._exit(0)
+
+    def left(self) -> None:
+        """What else goes when the shell has ended itself."""
+
+    def _leave(self) -> None:
+        """End for want of a driver: its successor counts on it."""
+        with self._changed:
+            self._leaving = True
+            assignment, placed = self._assignment, self._placed
+            text = f"was without a driver for {WITHOUT_DRIVER:g} s"
+            self._verdict = self._verdict or Outcome(reason=Reason.DRIVER_LOST, message=text)
+        self._shut_down()
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended, timeout=WITHOUT_DRIVER / 60)
+        if assignment is not None and placed is not None:
+            with contextlib.suppress(Exception):  # of any file system; the driver then knows less
+                self._keep_words(assignment, placed)
+
+    def _keep_words(self, assignment: Assignment, placed: RankInfo) -> None:
+        with self._changed:
+            lines = [line for _, line in self._outbox.above(0)]
+        if assignment.checkpoints and lines:
+            last_words.keep(assignment.checkpoints, assignment.attempt, placed.rank, lines)
+
+    def _stand_in(self) -> None:
+        """For a driver that is not there: no trial is pruned, and what is saved is written down."""
+        with self._changed:
+            question, assignment, placed = self._outbox.question, self._assignment, self._placed
+        if isinstance(question, Saved) and assignment is not None and placed is not None:
+            try:
+                self._keep_words(assignment, placed)
+            except Exception:
+                return  # the file system is away too: the rank waits for either
+        elif not isinstance(question, Ask):
+            return
+        with self._changed:
+            if not self._outbox.answered(question.id, by_driver=isinstance(question, Ask)):
+                return
+            if isinstance(question, Ask):
+                self._say(Unanswered(ordinal=question.ordinal))
+        self._to_child(answer_line(question.id, False if isinstance(question, Ask) else None, ""))
+
+    def _watch_memory(self) -> bool:
+        """End the child before it takes the memory of others; whether that may be soon."""
+        with self._changed:
+            assignment, running = self._assignment, self._child_pid and not self._ended
+        if not running or assignment is None or not self._zygote_pid or self._verdict is not None:
+            return False
+        limit, node = assignment.resources.memory, memory.node()
+        used = memory.held_by(self._zygote_pid, above=0 if node.is_full else limit or sys.maxsize)
+        if node.is_full or (limit is not None and used > limit):
+            mine = self._folder.name
+            held = memory.trees(SHELL_MARK) if node.is_full else {}
+            self._verdict = memory.verdict(mine, {**held, mine: used}, node, limit)
+            if self._verdict is not None:
+                self._kill()
+        return node.is_filling or (limit is not None and used > limit / 2)
 
 
 def _with_tail(message: Finished, tail: str) -> str:
@@ -342,28 +508,3 @@ def _hang_up(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
-
-
-def _loopback() -> str:
-    """A name of this process's loopback interface: of its network namespace, on this boot of its host."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/net')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _environment(run: str, mark: str, cpus: float, hide_gpus: bool) -> Mapping[str, str]:
-    threads = str(max(1, int(cpus)))
-    environment = {name: value for name, value in os.environ.items() if name not in _CREDENTIALS}
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment[name] = os.environ.get(f"TUNER_{name}", threads)
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    environment.setdefault("PYTHONUNBUFFERED", "1")
-    environment[MARK] = run
-    environment[_SHELL_MARK] = mark
-    home = str(Path(__file__).parents[2])  # where this very Tuner is imported from
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-    if hide_gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment

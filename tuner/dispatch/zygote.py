@@ -149,6 +149,8 @@ def _become_rank(parent: int, assignment: Assignment, place: Place, descriptors:
         os.dup2(descriptors[1], 2)
         os.close(descriptors[1])
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+            score.write("900")  # if the kernel has to end something, then a rank, and no server or driver
         if os.path.isdir(assignment.folder):
             os.chdir(assignment.folder)
         os.environ.update(assignment.env)

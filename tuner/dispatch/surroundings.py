@@ -1,0 +1,43 @@
+"""What a shell gives its ranks to stand in, and how shells find out that they share a host."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from tuner.processes import MARK
+
+__all__ = ["SHELL_MARK", "environment", "loopback"]
+
+SHELL_MARK = "TUNER_SHELL"
+"""In the environment of a shell's processes, beside the run's mark."""
+
+_CREDENTIALS = ("TUNER_STORAGE", "PGPASSWORD")  # of the database, which a rank does not need
+
+
+def loopback() -> str:
+    """A name of this process's loopback interface: of its network namespace, on this boot of its host."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/net')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def environment(run: str, mark: str, cpus: float, hide_gpus: bool) -> Mapping[str, str]:
+    """The variables of a zygote and its ranks; thread counts go by the rank's cores."""
+    threads = str(max(1, int(cpus)))
+    found = {name: value for name, value in os.environ.items() if name not in _CREDENTIALS}
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        found[name] = os.environ.get(f"TUNER_{name}", threads)
+    found.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    found.setdefault("PYTHONUNBUFFERED", "1")
+    found[MARK] = run
+    found[SHELL_MARK] = mark
+    home = str(Path(__file__).parents[2])  # where this very Tuner is imported from
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
+    if hide_gpus:
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    return found

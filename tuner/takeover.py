@@ -1,0 +1,225 @@
+"""What a new driver does with the attempts of the one before it.
+
+A claim that never started is started first. An attempt that runs on, on a cluster that outlives its
+drivers, is adopted: no step of it is lost or run twice. Any other has ended, or is ended here, and its
+trial goes on from its newest checkpoint; where it may still run out of reach, that waits until its
+group must have ended itself. What its ranks said without a driver counts in each case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+
+from optuna.exceptions import UpdateFinishedTrialError
+
+import storage
+from storage import owner
+from storage.held import AttemptRecord
+from storage.writes import StartAttempt
+from tuner import last_words
+from tuner.assignment import Assignment
+from tuner.attempts import Attempts, Due, Running
+from tuner.dispatch.base import Adopted, Executor
+from tuner.dispatch.group import RankEnding, decide
+from tuner.dispatch.shell import WITHOUT_DRIVER
+from tuner.job import Job
+from tuner.messages import Finished, Message, Question, RankInfo, Saved
+from tuner.outcome import Outcome, Reason
+from tuner.processes import sweep
+from tuner.retry import PastAttempt
+from tuner.study import DrivenStudy
+
+__all__ = ["OUT_OF_REACH", "Recovered", "TakeOver"]
+
+OUT_OF_REACH = WITHOUT_DRIVER + 5.0
+"""Seconds after which a group that no driver reaches has ended itself, with a margin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """What there is to go on with: attempts that wait, and those that run."""
+
+    due: list[Due] = field(default_factory=list)
+    running: list[Running] = field(default_factory=list)
+
+
+class TakeOver:
+    """The unfinished attempts of the driver before this one.
+
+    Args:
+        study: held by this process.
+        attempts: of this driver.
+        executor: opened.
+        job: of this run; attempts of another objective are not adopted.
+    """
+
+    def __init__(self, study: DrivenStudy, attempts: Attempts, executor: Executor, job: Job) -> None:
+        self._study = study
+        self._held = study.held
+        self._attempts = attempts
+        self._executor = executor
+        self._digest = job.objective.digest
+        self._ranks = job.settings.resources.ranks
+
+    def recover(self) -> Recovered:
+        """Take on what is unfinished; see above."""
+        by_trial: dict[int, list[AttemptRecord]] = {}
+        for record in self._held.attempts():
+            by_trial.setdefault(record.trial_id, []).append(record)
+        last = {records[-1].number: records[-1] for records in by_trial.values()}
+        adopted = {
+            one.assignment.number: one
+            for one in self._executor.adopt(lambda assignment: self._is_wanted(assignment, last))
+        }
+        due: list[Due | None] = []
+        running: list[Running] = []
+        for trial_id, records in by_trial.items():
+            if not self._attempts.runs(trial_id):
+                self._attempts.close_elsewhere(trial_id)
+                continue
+            self._held.owned.add(trial_id)
+            record, history = records[-1], tuple(_past(one) for one in records[:-1])
+            if record.state == "claimed":
+                due.append(self._attempts.claimed(record, history))
+            elif record.number in adopted:
+                running.append(self._adopt(record, history, adopted[record.number]))
+            else:
+                due.append(self._lost(record, history))
+        if by_trial:
+            self._study.event("taken_over", {"trials": len(by_trial), "adopted": len(running)})
+            self._held.flush()
+        self._attempts.keep_the_best()
+        return Recovered(due=[one for one in due if one is not None], running=running)
+
+    def go_on(self, due: Due) -> Due | None:
+        """After an attempt that was lost, and has certainly ended; None if its trial has ended too.
+
+        Its last words are taken in first: reports, checkpoints, and its own end if it came to one.
+        """
+        record, history = due.lost, due.history
+        assert record is not None
+        outcome = self._listen(record)
+        if outcome is not None:
+            running = _running(record, history, seconds=0.0)
+            result = self._attempts.end(running, outcome)
+            return result if isinstance(result, Due) else None
+        end = self._attempts.ending(record, Reason.DRIVER_LOST, "the driver was lost while this attempt ran")
+        past = PastAttempt(reason=Reason.DRIVER_LOST, charged=False)
+        return self._attempts.again(end, record.number, (*history, past), 0.0, "its driver was lost")
+
+    def _is_wanted(self, assignment: Assignment, last: dict[int, AttemptRecord]) -> bool:
+        record = last.get(assignment.number)
+        return (
+            record is not None
+            and (record.state, record.attempt) == ("running", assignment.attempt)
+            and self._attempts.runs(record.trial_id)
+            and assignment.objective.digest == self._digest
+        )
+
+    def _is_swept(self, home: str) -> bool:
+        """Of a cluster that ends with its driver, nothing is left when that died on this host."""
+        before = self._held.lease.previous_owner
+        if not home.startswith("local/") or before is None or not owner.same_host(before):
+            return False
+        sweep(str(before["run"]))
+        return True
+
+    def _adopt(self, record: AttemptRecord, history: tuple[PastAttempt, ...], found: Adopted) -> Running:
+        self._study.logged[record.trial_id] = self._held.logged(record.trial_id, record.attempt)
+        self._held.queue(
+            StartAttempt(
+                study_uid=self._held.uid,
+                trial_id=record.trial_id,
+                attempt=record.attempt,
+                epoch=self._held.lease.epoch,
+                ranks=json.dumps([rank.__dict__ for rank in found.ranks]),
+            )
+        )
+        detail = {"seconds": round(found.seconds, 1)}
+        self._study.event("adopted", detail, trial_id=record.trial_id, attempt=record.attempt)
+        running = _running(record, history, found.seconds)
+        running.resume = found.assignment.resume
+        return running
+
+    def _lost(self, record: AttemptRecord, history: tuple[PastAttempt, ...]) -> Due | None:
+        """An attempt that nobody adopted: at once, or when it has certainly ended."""
+        due = Due(
+            trial_id=record.trial_id,
+            number=record.number,
+            attempt=record.attempt,
+            history=history,
+            lost=record,
+        )
+        home = str(json.loads(record.provenance or "{}").get("cluster", ""))
+        ranks = [_rank(fields) for fields in json.loads(record.ranks or "[]")]
+        if self._is_swept(home) or self._executor.is_gone(home, ranks):
+            return self.go_on(due)
+        detail = {"seconds": OUT_OF_REACH, "cluster": home}
+        self._study.event("waits_for_end", detail, trial_id=record.trial_id, attempt=record.attempt)
+        return dataclasses.replace(due, due=time.monotonic() + OUT_OF_REACH)
+
+    def _listen(self, record: AttemptRecord) -> Outcome | None:
+        """Take in the last words of an attempt; its own end, if it came to one."""
+        root = self._attempts.folder(record.number)
+        found = last_words.hear(root, record.attempt, self._ranks)
+        if not found:
+            return None
+        self._study.logged[record.trial_id] = self._held.logged(record.trial_id, record.attempt)
+        endings = []
+        for rank, messages in sorted(found.items()):
+            for message in messages:
+                if isinstance(message, Finished):
+                    ending = RankEnding(rank=rank, outcome=message.outcome, collateral=message.collateral)
+                    endings.append(ending)
+                elif not self._take_in(record, rank, message):
+                    break
+        counts = {rank: len(messages) for rank, messages in found.items()}
+        detail = {"messages": counts}
+        self._study.event("last_words", detail, trial_id=record.trial_id, attempt=record.attempt)
+        self._held.flush()
+        last_words.remove(root, record.attempt, self._ranks)
+        outcome = decide(endings, None) if endings else None
+        own = outcome is not None and outcome.reason not in (
+            Reason.DRIVER_LOST,
+            Reason.INTERRUPTED,
+            Reason.RANK_LOST,
+            Reason.NODE_LOST,
+        )
+        return outcome if own else None
+
+    def _take_in(self, record: AttemptRecord, rank: int, message: Message) -> bool:
+        """One message; False where the rest of its rank's is left."""
+        try:
+            if isinstance(message, Saved):
+                running = _running(record, (), 0.0)
+                self._attempts.save(running, rank, self._ranks, message)
+            elif not isinstance(message, Question) and rank == 0:
+                self._study.apply(record.trial_id, record.attempt, message)
+        except (storage.Refused, UpdateFinishedTrialError, TypeError):
+            return False
+        return True
+
+
+def _running(record: AttemptRecord, history: tuple[PastAttempt, ...], seconds: float) -> Running:
+    now = time.monotonic()
+    return Running(
+        trial_id=record.trial_id,
+        number=record.number,
+        attempt=record.attempt,
+        history=history,
+        began=now - seconds,
+        reported=now,
+    )
+
+
+def _rank(fields: dict[str, object]) -> RankInfo:
+    known = RankInfo.__dataclass_fields__
+    plain = {name: value for name, value in fields.items() if name in known}
+    return RankInfo(**{**plain, "devices": tuple(plain.get("devices", ()))})  # type: ignore[arg-type]
+
+
+def _past(record: AttemptRecord) -> PastAttempt:
+    return PastAttempt(reason=Reason(record.reason or Reason.DRIVER_LOST), charged=record.charged)
