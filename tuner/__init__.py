@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     )
     from tuner.optimize import optimize, resume
     from tuner.resources import Resources
-    from tuner.retry import Retry
+    from tuner.retry import Again, Retry
     from tuner.studies import best_checkpoint, create_study, load_study
     from tuner.trial import Trial
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Again",
     "BadCheckpoint",
     "BadInput",
     "BadObjective",
@@ -68,7 +69,7 @@ _HOMES = {
     "tuner.checkpoint": ("Checkpoint",),
     "tuner.optimize": ("optimize", "resume"),
     "tuner.resources": ("Resources",),
-    "tuner.retry": ("Retry",),
+    "tuner.retry": ("Again", "Retry"),
     "tuner.studies": ("best_checkpoint", "create_study", "load_study"),
     "tuner.trial": ("Trial",),
 }

@@ -72,7 +72,8 @@ class Running:
     """An attempt on the workers, from its dispatch until its processes are gone.
 
     Attributes:
-        began, reported: on the monotonic clock: its start, and its last word.
+        began, reported: on the monotonic clock: its start, and its last word; ``began`` is None
+            while it waits for a place.
         resume: the checkpoint that it started from, or None.
         ended: its outcome is recorded; its processes are still leaving.
         killed: its end was ordered.
@@ -83,7 +84,7 @@ class Running:
     number: int
     attempt: int
     history: tuple[PastAttempt, ...]
-    began: float
+    began: float | None
     reported: float
     resume: Resume | None = None
     ended: bool = False
@@ -141,14 +142,13 @@ class Attempts:
             )
         )
         self._study.event("started", {"resumed_step": step}, trial_id=due.trial_id, attempt=due.attempt)
-        now = time.monotonic()
         return Running(
             trial_id=due.trial_id,
             number=due.number,
             attempt=due.attempt,
             history=due.history,
-            began=now,
-            reported=now,
+            began=None,
+            reported=time.monotonic(),
             resume=due.resume.resume if due.resume else None,
         )
 

@@ -51,6 +51,9 @@ GIVE_UP = 600.0  # seconds without a database and without a running trial
 DRAW_EVERY = 0.2  # seconds between frames of the progress display
 
 
+_BROKEN = "ended by an error"
+
+
 class Driver:
     """Runs one study until its budget is spent, it is stopped, or it fails.
 
@@ -105,7 +108,7 @@ class Driver:
             KeyboardInterrupt: SIGINT or SIGTERM; everything is resumable.
             Infeasible, ClusterUnavailable, StoreUnavailable: see there.
         """
-        reason = "ended by an error"
+        reason = _BROKEN
         try:
             with self._signals as signals, contextlib.ExitStack() as stack:
                 stack.callback(self._executor.close)
@@ -130,6 +133,10 @@ class Driver:
         finally:
             if self._signals.count and not self._interrupting:
                 reason = f"interrupted by {self._signals.name}"
+            event = "study_stopped" if self._failure or reason == _BROKEN else "study_finished"
+            if not self._signals.count:
+                self._job.alerts.send(event, reason, reason=reason, message=self._failure)
+            self._job.alerts.close()
             if self._progress is not None:
                 self._progress.close(self._snapshot(), reason)
         if self._interrupting:
@@ -381,6 +388,7 @@ class Driver:
             return
         self._finished_here += 1
         self._flush()
+        self._tell_of(running, result, outcome)
         if result is TrialState.FAIL:
             self._reasons[outcome.reason] += 1
             self._failures_in_a_row.append(outcome)
@@ -392,6 +400,21 @@ class Driver:
             self._failures_in_a_row.clear()
         for callback in self._job.callbacks:
             callback(self._study, self._held.storage.get_trial(running.trial_id))
+
+    def _tell_of(self, running: Running, state: TrialState, outcome: Outcome) -> None:
+        """Alert those who want to know: of a trial that failed for good, and of a new best."""
+        alerts, number = self._job.alerts, running.number
+        if state is TrialState.FAIL:
+            text = f"trial {number} failed: {outcome.reason}: {outcome.message}"
+            alerts.send("trial_failed", text, trial=number, reason=outcome.reason, message=outcome.message)
+        if not alerts or state is not TrialState.COMPLETE or len(outcome.values) != 1:
+            return
+        trials = self._held.image.trials((TrialState.COMPLETE,))
+        best = snapshot.best(trials, self._held.record.directions)
+        if best is not None and best.number == number:
+            text = f"trial {number} is the new best: {outcome.values[0]:.6g}"
+            params = self._held.image.trial(running.trial_id).params
+            alerts.send("new_best", text, trial=number, value=outcome.values[0], params=dict(params))
 
     def _abandon(self, error: ClusterUnavailable) -> None:
         """The cluster is gone and every attempt with it: they go on when the study is resumed."""
@@ -405,6 +428,8 @@ class Driver:
         """End attempts that are too long, or silent."""
         total, silence = self._settings.trial_timeout, self._settings.stall_timeout
         for running in list(self._running.values()):
+            if running.began is None:
+                continue  # it waits for a place
             if total is not None and now - running.began > total:
                 self._kill(running, Reason.TIMEOUT, f"ran longer than trial_timeout={total:g} s")
             elif silence is not None and now - running.reported > silence:

@@ -10,6 +10,7 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial
 
+from tuner.alerts import Alerts
 from tuner.assignment import Assignment, Draw, ObjectiveRef
 from tuner.attempts import Due
 from tuner.seeds import trial_seed
@@ -31,6 +32,7 @@ class Job:
         environment: variables for the ranks, values included.
         checkpoints: folder or URI of the study's checkpoints.
         provenance: plain data, recorded with every attempt.
+        alerts: told of what happens.
         grace: seconds that a trial which is asked to stop has to checkpoint.
     """
 
@@ -42,6 +44,7 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, object] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
+    alerts: Alerts = field(default_factory=lambda: Alerts((), ""))
     grace: float = 10.0
 
 

@@ -18,6 +18,7 @@ from storage import Database, HeldStudy, Lease, StudyRecord, studies
 from storage.writes import SetStudyRow
 from tuner import objective as objectives
 from tuner import provenance, samplers, store
+from tuner.alerts import Alerts, Webhook, webhook
 from tuner.assignment import ObjectiveRef
 from tuner.dispatch.base import Executor
 from tuner.driver import Driver
@@ -87,7 +88,7 @@ def optimize(
             for the next trial; today it is given a fresh one too.
         env: names or patterns of environment variables that workers get; values are never stored.
         progress: True, False, a display of your own, or None: on when the output is a terminal.
-        alerts: reserved for webhooks; must be empty.
+        alerts: addresses of webhooks, which are not stored; see :mod:`tuner.alerts`.
 
     Raises:
         BadInput, BadObjective, Infeasible: found before anything was written.
@@ -100,8 +101,6 @@ def optimize(
     """
     del catch, gc_after_trial
     objectives.refuse_while_importing()
-    if alerts:
-        raise BadInput(f"alerts={list(alerts)!r}: webhooks are not available in this version; leave it empty")
     if n_jobs is not None and n_jobs != -1 and max_concurrent is None:
         max_concurrent = n_jobs
     space = check_space(space)
@@ -128,6 +127,7 @@ def optimize(
         space=space,
         callbacks=tuple(callbacks or ()),
         progress=progress if progress is not None else show_progress_bar,
+        webhooks=_webhooks(alerts),
     )
     database = database_of(study)
     with store.errors():
@@ -152,6 +152,7 @@ def resume(
     space: Space = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | Progress | None = None,
+    alerts: Sequence[str] = (),
     **changes: Any,
 ) -> optuna.Study:
     """Go on with a study; its settings come from the store.
@@ -161,6 +162,7 @@ def resume(
         storage: database URL; default ``$TUNER_STORAGE``, else ``sqlite:///tuner.db``.
         objective, sampler, pruner, space: asked for by name where they could not be kept as plain
             data (a lambda, an object of Optuna's, a function); otherwise they replace what is kept.
+        callbacks, progress, alerts: as for :func:`tuner.optimize`.
         changes: any other keyword of :func:`tuner.optimize`, such as ``n_trials=200``.
 
     Raises:
@@ -206,6 +208,7 @@ def resume(
         space=check_space(space) if space is not None else settings.space,
         callbacks=tuple(callbacks),
         progress=progress,
+        webhooks=_webhooks(alerts),
     )
     _drive(database, record, study, request)
     return study
@@ -221,6 +224,11 @@ class _Request:
     space: Space
     callbacks: tuple[Callback, ...]
     progress: bool | Progress | None
+    webhooks: tuple[Webhook, ...] = ()
+
+
+def _webhooks(alerts: Sequence[str] | str) -> tuple[Webhook, ...]:
+    return tuple(webhook(url) for url in ([alerts] if isinstance(alerts, str) else alerts))
 
 
 def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,6 +267,7 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
                 checkpoints=store.checkpoint_root(database, settings.checkpoints),
                 provenance=provenance.collect(request.reference, sys.argv, driven.seed),
                 callbacks=request.callbacks,
+                alerts=Alerts(request.webhooks, record.name),
             )
             # a stop() on the user's own study object counts too, from callbacks that close over it
             study._thread_local.in_optimize_loop = True

@@ -19,7 +19,9 @@ class Resources:
         cpus: CPU cores per rank; may be a fraction.
         gpus: GPUs per rank; ``None`` means one per rank if the cluster has GPUs, else none;
             0 hides them from the ranks.
-        memory: bytes per rank that Ray reserves when it schedules; ``None`` reserves nothing.
+        memory: bytes per rank: Ray reserves them when it schedules, and a rank whose processes
+            hold more is ended with reason ``oom``. ``None`` reserves nothing; the rank that holds
+            the most is then ended when its node is about to run out.
         custom: Ray custom resources per rank, such as ``{"fast_disk": 1}``.
 
     Raises:

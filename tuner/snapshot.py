@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from storage import HeldStudy
 from tuner.attempts import Running
 
-__all__ = ["Progress", "RunningTrial", "Snapshot", "take"]
+__all__ = ["Progress", "RunningTrial", "Snapshot", "best", "take"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,15 @@ def take(held: HeldStudy, running: Iterable[Running], **known: Any) -> Snapshot:
     """The study now. ``known`` are the fields of which only the driver knows."""
     now = time.monotonic()
     image, directions = held.image, held.record.directions
-    best = _best(image.trials(), directions)
+    leader = best(image.trials(), directions)
     return Snapshot(
         study=held.record.name,
         directions=directions,
         states={state.name: count for state, count in image.counts.items() if count},
         running=tuple(_running(image.trial(one.trial_id), one, now) for one in running),
-        best=best.value if best else None,
-        best_number=best.number if best else None,
-        best_params=dict(best.params) if best else {},
+        best=leader.value if leader else None,
+        best_number=leader.number if leader else None,
+        best_params=dict(leader.params) if leader else {},
         **known,
     )
 
@@ -90,14 +90,14 @@ def _running(trial: FrozenTrial, running: Running, now: float) -> RunningTrial:
     return RunningTrial(
         number=running.number,
         attempt=running.attempt,
-        seconds=now - running.began,
+        seconds=now - (running.began or now),
         step=trial.last_step,
         values=tuple(trial.intermediate_values.values()),
         params=dict(trial.params),
     )
 
 
-def _best(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> FrozenTrial | None:
+def best(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> FrozenTrial | None:
     """The best COMPLETE trial of a single objective; None without one."""
     if len(directions) != 1:
         return None

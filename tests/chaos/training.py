@@ -34,9 +34,12 @@ def objective(trial: Any) -> float:
         with history.operation("step", **who, step=step):
             _train(trial, pace)
         trial.report(x + step, step)
-        if step % EVERY == EVERY - 1:
+        stop = trial.should_stop()
+        if stop or step % EVERY == EVERY - 1:
             with history.operation("save", **who, step=step):
                 trial.save_checkpoint({"x": x}, step)
+        if stop:
+            return float(x)
         if trial.number % 5 == 4 and trial.should_prune():
             raise optuna.TrialPruned
     with history.operation("end", **who, value=x):

@@ -31,7 +31,15 @@ storage_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; times are UTC.")
 
 _RESOURCES = ("ranks", "cpus", "gpus", "memory", "custom")
-_RETRY = ("max_failures", "retry_on", "backoff", "max_preemptions", "stop_after")
+_RETRY = (
+    "max_failures",
+    "retry_on",
+    "backoff",
+    "max_preemptions",
+    "on_oom",
+    "stop_after",
+    "infeasible",
+)
 _PLAIN = (
     "timeout",
     "max_concurrent",
@@ -65,7 +73,7 @@ _SETTINGS = (
         metavar="X",
         help="GPUs per rank.  [default: 1 if the cluster has GPUs; 0 hides them]",
     ),
-    click.option("--memory", metavar="SIZE", help="Memory per rank that Ray reserves, such as 4GiB."),
+    click.option("--memory", metavar="SIZE", help="Memory per rank, such as 4GiB: reserved, and its limit."),
     click.option("--custom", multiple=True, metavar="NAME=X", help="Ray custom resource per rank."),
     click.option(
         "--max-concurrent", type=int, metavar="N", help="Trials at once.  [default: what the cluster holds]"
@@ -80,6 +88,17 @@ _SETTINGS = (
         type=int,
         metavar="N",
         help="Restarts that are not the trial's fault.  [default: 100]",
+    ),
+    click.option(
+        "--on-oom",
+        metavar="alone|fail",
+        help="After out of memory: once more alone on its node, or not.  [default: alone]",
+    ),
+    click.option(
+        "--infeasible",
+        multiple=True,
+        metavar="REASON",
+        help="Failures that are told as PRUNED, so that the sampler avoids the like: oom, nan, ...",
     ),
     click.option(
         "--stop-after",
@@ -105,6 +124,13 @@ _SETTINGS = (
     ),
     click.option(
         "--env", multiple=True, metavar="NAME", help="Environment variable that workers get, such as AWS_*."
+    ),
+    click.option(
+        "--alert",
+        multiple=True,
+        metavar="URL",
+        envvar="TUNER_ALERTS",
+        help="Webhook for: finished, stopped, new best, trial failed.  [default: $TUNER_ALERTS]",
     ),
     click.option("--progress/--no-progress", default=None, help="Live view.  [default: at a terminal]"),
 )
@@ -133,6 +159,8 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
         chosen["n_trials"] = given["trials"]
     if given.get("env"):
         chosen["env"] = tuple(given["env"])
+    if given.get("alert"):
+        chosen["alerts"] = tuple(given["alert"])
     resources = {name: given[name] for name in _RESOURCES if given.get(name) not in (None, ())}
     if "memory" in resources:
         resources["memory"] = bytes_of(resources["memory"])

@@ -24,26 +24,32 @@ def probe(folder: str) -> dict[str, str]:
         folder: a folder, or an fsspec URI.
     """
     token = f"{folder}/probe-{uuid.uuid4().hex}"
-    wrong: dict[str, str] = {}
     why = look(token, None)
     if why:
         return {socket.gethostname(): why}
-    others = [node for node in _alive() if node["NodeID"] != _here()]
-    task = ray.remote(look).options(num_cpus=0, max_retries=0)
+    try:
+        others = [node for node in _alive() if node["NodeID"] != _here()]
+        return _ask(token, others)
+    finally:
+        checkpoint.delete([token])
+
+
+def _ask(token: str, nodes: list[dict[str, Any]]) -> dict[str, str]:
+    """What is wrong on other nodes, all asked at once."""
+    task: Any = ray.remote(look)
     asked = {}
-    for node in others:
+    for node in nodes:
         affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        there = task.options(scheduling_strategy=affinity)
-        asked[there.remote(f"{token}-{node['NodeID'][:8]}", token)] = node
-    for ref, node in asked.items():
-        host = node["NodeManagerHostname"]
+        there = task.options(num_cpus=0, max_retries=0, scheduling_strategy=affinity)
+        asked[there.remote(f"{token}-{node['NodeID'][:8]}", token)] = node["NodeManagerHostname"]
+    wrong: dict[str, str] = {}
+    for ref, host in asked.items():
         try:
             why = ray.get(ref, timeout=PATIENCE)
         except ray.exceptions.RayError as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         if why:
             wrong[host] = why
-    checkpoint.delete([token])
     return wrong
 
 

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from storage import Database, reads
-from tests.chaos.history import Record, read
+from tests.chaos.cluster import StandingRay, standing_ray
+from tests.chaos.observer import details, events, groups_left, steps_done, steps_run, trainings
 from tests.chaos.programs import Program, until
-from tests.standing import standing_ray
 
 STEPS, PACE = 40, 0.1
 WITHOUT_DRIVER = 12.0  # instead of a minute
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def cluster() -> Iterator[StandingRay]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TUNER_WITHOUT_DRIVER", str(WITHOUT_DRIVER))
-        with standing_ray(cpus=2) as address:
-            yield address
+        with standing_ray(cpus=2) as found:
+            yield found
 
 
 Drive = Callable[..., Program]
 
 
 @pytest.fixture
-def drive(cluster: str, tmp_path: Path, sqlite_url: str) -> Iterator[Drive]:
+def drive(cluster: StandingRay, tmp_path: Path, sqlite_url: str) -> Iterator[Drive]:
     """Start a driver on the cluster; all of them are ended with the test."""
     programs: list[Program] = []
 
@@ -39,7 +37,7 @@ def drive(cluster: str, tmp_path: Path, sqlite_url: str) -> Iterator[Drive]:
         program = Program(
             tmp_path,
             sqlite_url,
-            *("--n", str(n), "--address", cluster, *arguments),
+            *("--n", str(n), "--address", cluster.address, *arguments),
             name=name,
             module="ray_driver",
             environment={
@@ -58,56 +56,8 @@ def drive(cluster: str, tmp_path: Path, sqlite_url: str) -> Iterator[Drive]:
         program.end()
 
 
-def trainings(folder: Path) -> list[Record]:
-    return read(sorted(folder.glob("trial-*.history")))
-
-
-def steps_done(folder: Path) -> int:
-    return sum(one.name == "step" and one.state == "ok" for one in trainings(folder))
-
-
-def steps_run(folder: Path) -> dict[tuple[int, int], int]:
-    """How often each step of each trial was begun."""
-    return Counter(
-        (one.given["number"], one.given["step"]) for one in trainings(folder) if one.name == "step"
-    )
-
-
-def details(url: str, n: int) -> list[Any]:
-    database = Database(url, create=False)
-    try:
-        return [reads.trial(database.engine, "s", number) for number in range(n)]
-    finally:
-        database.dispose()
-
-
-def left_on(address: str, url: str) -> list[str]:
-    """Groups of the study that are on the cluster: asked in a process of its own."""
-    import subprocess
-    import sys
-
-    (row,) = _studies(url)
-    code = (
-        "import ray, sys; from tuner.dispatch.ray_cluster import show_token; show_token(sys.argv[1]);"
-        "ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False);"
-        "from tuner.dispatch.standing import find; print(*(one.name for one in find(sys.argv[2])))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, address, row.uid], capture_output=True, text=True, timeout=60, check=True
-    )
-    return done.stdout.split()
-
-
-def _studies(url: str) -> Any:
-    database = Database(url, create=False)
-    try:
-        return reads.studies(database.engine)
-    finally:
-        database.dispose()
-
-
 def test_a_killed_driver_costs_no_step_and_the_next_one_adopts_what_runs(
-    cluster: str, drive: Drive, tmp_path: Path, sqlite_url: str
+    cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
     first = drive("one")
     until(lambda: steps_done(tmp_path) >= 8 or not first.alive)
@@ -122,11 +72,11 @@ def test_a_killed_driver_costs_no_step_and_the_next_one_adopts_what_runs(
     for trial in details(sqlite_url, 2):
         assert (trial.state, [row.reason for row in trial.attempt_rows]) == ("COMPLETE", ["complete"])
         assert [step for step, _ in trial.curve] == list(range(STEPS)), "a report was lost"
-    assert left_on(cluster, sqlite_url) == []
+    assert groups_left(cluster.address, sqlite_url) == []
 
 
 def test_a_trial_that_ends_without_a_driver_is_told_by_the_next_one(
-    cluster: str, drive: Drive, tmp_path: Path, sqlite_url: str
+    cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
     first = drive("one")
     until(lambda: steps_done(tmp_path) >= 2 * STEPS - 12 or not first.alive)
@@ -137,11 +87,11 @@ def test_a_trial_that_ends_without_a_driver_is_told_by_the_next_one(
     assert second.wait() == 0, second.errors()
     assert set(steps_run(tmp_path).values()) == {1}
     assert [trial.state for trial in details(sqlite_url, 2)] == ["COMPLETE", "COMPLETE"]
-    assert left_on(cluster, sqlite_url) == []
+    assert groups_left(cluster.address, sqlite_url) == []
 
 
 def test_groups_that_nobody_adopts_end_themselves_and_their_last_words_count(
-    cluster: str, drive: Drive, tmp_path: Path, sqlite_url: str
+    cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
     first = drive("one", pace=0.4)
     until(lambda: steps_done(tmp_path) >= 8 or not first.alive)
@@ -149,7 +99,7 @@ def test_groups_that_nobody_adopts_end_themselves_and_their_last_words_count(
     first.wait()
     words = tmp_path / "checkpoints"
     until(lambda: len(list(words.rglob("last-words-0.jsonl"))) == 2)
-    until(lambda: left_on(cluster, sqlite_url) == [])
+    until(lambda: groups_left(cluster.address, sqlite_url) == [])
     done = steps_done(tmp_path)
     second = drive("two")
     assert second.wait() == 0, second.errors()
@@ -164,7 +114,7 @@ def test_groups_that_nobody_adopts_end_themselves_and_their_last_words_count(
 
 
 def test_a_driver_that_wakes_up_too_late_harms_nothing(
-    cluster: str, drive: Drive, tmp_path: Path, sqlite_url: str
+    cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
     first = drive("one", "--foreign")
     until(lambda: steps_done(tmp_path) >= 4 or not first.alive)
@@ -173,30 +123,18 @@ def test_a_driver_that_wakes_up_too_late_harms_nothing(
     # less than the seconds after which the groups would end themselves: the lease is taken by its row
     _expire(sqlite_url)
     second = drive("two")
-    until(lambda: "adopted" in _events(sqlite_url))
+    until(lambda: "adopted" in events(sqlite_url))
     first.signal(signal.SIGCONT)
     assert first.wait() == 3, first.errors()
     assert second.wait() == 0, second.errors()
     assert set(steps_run(tmp_path).values()) == {1}
     assert [trial.state for trial in details(sqlite_url, 2)] == ["COMPLETE", "COMPLETE"]
-    assert left_on(cluster, sqlite_url) == []
+    assert groups_left(cluster.address, sqlite_url) == []
 
 
 def _expire(url: str) -> None:
     """As when one lease has passed: nobody owns it."""
-    import sqlalchemy as sa
-
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE tuner_leases SET owner = NULL")
     engine.dispose()
-
-
-def _events(url: str) -> list[str]:
-    import sqlalchemy as sa
-
-    engine = sa.create_engine(url)
-    with engine.connect() as connection:
-        rows = connection.exec_driver_sql("SELECT kind FROM tuner_events").all()
-    engine.dispose()
-    return [row.kind for row in rows]
