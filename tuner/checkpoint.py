@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 from tuner.assignment import Shard
 from tuner.checkpoint_state import decode_state, encode_state
-from tuner.errors import BadCheckpoint, BadInput
+from tuner.errors import BadCheckpoint, BadInput, CheckpointNotSaved
 
 __all__ = [
     "Checkpoint",
@@ -30,6 +30,7 @@ __all__ = [
     "make_folders",
     "read_text",
     "save",
+    "saving",
     "sweep",
     "verify",
     "write_text",
@@ -67,7 +68,7 @@ def save(root: str, attempt: int, step: int, rank: int, state: Mapping[str, Any]
 
     Raises:
         BadCheckpoint: the state holds something else; the key is named.
-        OSError: the file system refused.
+        CheckpointNotSaved: the file system refused.
 
     Example:
         >>> import torch, tempfile
@@ -80,10 +81,31 @@ def save(root: str, attempt: int, step: int, rank: int, state: Mapping[str, Any]
 
     encoded = encode_state(state)
     path = _path(root, attempt, step, f"rank-{rank}.pt")
-    with _atomic_file(path) as file:
+    with saving(path), _atomic_file(path) as file:
         counted = _Digesting(file)
         torch.save(encoded, cast(IO[bytes], counted))
     return Shard(rank=rank, path=path, digest=counted.digest(), size=counted.size)
+
+
+@contextlib.contextmanager
+def saving(path: str) -> Iterator[None]:
+    """What a file system refuses comes out as one error, whatever library it went through.
+
+    Raises:
+        CheckpointNotSaved: names the path and the cause.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error.__context__ or error
+        text = next((one.strerror for one in (error, cause) if isinstance(one, OSError) and one.strerror), "")
+        line = text or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointNotSaved(
+            f"no checkpoint could be written to {path} ({line}); the ones before it are valid: "
+            "free some space or repair the file system, and the trial goes on by itself"
+        ) from error
 
 
 def load(shard: Shard) -> Any:

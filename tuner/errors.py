@@ -8,6 +8,7 @@
     │   ├── BadCheckpoint   a state that cannot be checkpointed, or a checkpoint that is damaged
     │   ├── StudyExists     a study of that name is there already
     │   └── StudyNotFound   no study of that name is in the database
+    ├── CheckpointNotSaved  the file system took no checkpoint; those before it stay valid
     ├── Infeasible          the cluster can never hold what one trial asks for (exit 2)
     ├── StoreUnavailable    the database cannot be reached, or is not one of ours (exit 2)
     ├── ClusterUnavailable  the Ray cluster cannot be reached (exit 2)
@@ -26,6 +27,7 @@ __all__ = [
     "BadCheckpoint",
     "BadInput",
     "BadObjective",
+    "CheckpointNotSaved",
     "ClusterUnavailable",
     "Infeasible",
     "Interrupted",
@@ -68,6 +70,13 @@ class StudyExists(BadInput):
 
 class StudyNotFound(BadInput):
     """No study of that name is in the database."""
+
+
+class CheckpointNotSaved(TunerError, OSError):
+    """The file system took no checkpoint: full, read-only, out of reach. Those before it stay valid.
+
+    A trial that ends with it is tried again, uncharged: the fault is not its own.
+    """
 
 
 class Infeasible(TunerError):

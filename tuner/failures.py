@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+from tuner.errors import CheckpointNotSaved
 from tuner.outcome import Outcome, Reason
 
 __all__ = ["raised", "stopped", "storable"]
@@ -20,11 +21,13 @@ def raised(error: BaseException, reason: Reason | None = None, message: str | No
     """The outcome of an attempt that ended with this exception.
 
     Args:
-        reason: by default EXCEPTION, or OOM where memory ran out.
+        reason: by default EXCEPTION, or what its type says: memory ran out, a checkpoint was not saved.
         message: instead of the exception's type and the first line of its text.
     """
     if reason is None:
         reason = Reason.OOM if _is_out_of_memory(error) else Reason.EXCEPTION
+        if isinstance(error, CheckpointNotSaved):
+            reason = Reason.CHECKPOINT_NOT_SAVED
     return Outcome(
         reason=reason,
         message=_message(_line(error) if message is None else message),

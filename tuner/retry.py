@@ -25,7 +25,14 @@ __all__ = ["Again", "Decision", "PastAttempt", "Retry", "decide", "should_stop_s
 
 _CHARGED = frozenset({Reason.RANK_LOST, Reason.STALLED, Reason.TIMEOUT, Reason.OOM})
 _UNCHARGED = frozenset(
-    {Reason.NODE_LOST, Reason.NODE_MEMORY, Reason.PREEMPTED, Reason.DRIVER_LOST, Reason.INTERRUPTED}
+    {
+        Reason.NODE_LOST,
+        Reason.NODE_MEMORY,
+        Reason.CHECKPOINT_NOT_SAVED,
+        Reason.PREEMPTED,
+        Reason.DRIVER_LOST,
+        Reason.INTERRUPTED,
+    }
 )
 _AT_ONCE = frozenset({Reason.DRIVER_LOST, Reason.INTERRUPTED})
 _DEFECTS = frozenset({Reason.EXCEPTION, Reason.BAD_VALUE, Reason.REFUSED, Reason.RANK_LOST})
@@ -67,7 +74,7 @@ class Retry:
             ``ConnectionError``), any other type only itself.
         backoff: seconds before the first retry; doubled for each further one, at most 60.
         max_preemptions: uncharged attempts (a node or driver lost, a node full of others' memory, a
-            preemption) of a trial.
+            file system that takes no checkpoint, a preemption) of a trial.
         on_oom: after a trial ran out of memory: ``"alone"``: one more try, with nothing else of the
             study on its node; ``"fail"``: none; or a function of (trial, attempt) that returns
             :class:`tuner.Again`, or None to let the trial fail. It is called in the driver, and

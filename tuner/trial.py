@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -168,6 +169,7 @@ class Trial(optuna.trial.Trial):
 
         Raises:
             BadCheckpoint: names the key of what cannot be saved.
+            CheckpointNotSaved: the file system refused; the checkpoints before it stay valid.
             Interrupted: see :meth:`report`; the state was saved.
         """
         number = _checked_step(step)
@@ -184,14 +186,20 @@ class Trial(optuna.trial.Trial):
             raise BadInput(f"checkpoint_dir needs a folder, but checkpoints={root!r}; use save_checkpoint")
         number = _checked_step(step)
         folder = Path(f"{root}/a{self.attempt}/step-{number}")
-        checkpoint.make_folders(str(folder))
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".rank-{self.rank}-") as made:
+        final = str(folder / f"rank-{self.rank}.dir")
+        with checkpoint.saving(final):
+            checkpoint.make_folders(str(folder))
+            made = tempfile.mkdtemp(dir=folder, prefix=f".rank-{self.rank}-")
+        try:
             inner = Path(made) / "state"
             inner.mkdir()
-            yield inner
-            final = str(folder / f"rank-{self.rank}.dir")
-            checkpoint.finish_folder(str(inner), final)
-        self._record(number, checkpoint.folder_shard(final, self.rank))
+            yield inner  # what is raised there is the objective's own
+            with checkpoint.saving(final):
+                checkpoint.finish_folder(str(inner), final)
+                shard = checkpoint.folder_shard(final, self.rank)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        self._record(number, shard)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The newest valid checkpoint of an earlier attempt, this rank's part; None on a first try."""

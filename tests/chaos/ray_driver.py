@@ -30,6 +30,8 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--cpus", type=float, default=1.0)
     parser.add_argument("--stall", type=float)
+    parser.add_argument("--timeout", type=float)
+    parser.add_argument("--checkpoints")
     parser.add_argument("--failures", type=int, default=3)
     parser.add_argument("--foreign", action="store_true", help="as if on another host")
     parser.add_argument("--pruner", default="none")
@@ -62,7 +64,8 @@ def main() -> int:
             resources=tuner.Resources(ranks=arguments.ranks, cpus=arguments.cpus, gpus=0),
             retry=tuner.Retry(max_failures=arguments.failures, backoff=0.1, max_preemptions=10_000),
             stall_timeout=arguments.stall,
-            checkpoints=str(arguments.history.parent / "checkpoints"),
+            trial_timeout=arguments.timeout,
+            checkpoints=arguments.checkpoints or str(arguments.history.parent / "checkpoints"),
             callbacks=[told],
             env=("TUNER_CHAOS_*",),
             progress=False,
