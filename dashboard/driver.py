@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 
+from dashboard import data
 from dashboard.theme import ago
 from storage import owner as owners
 from storage.views import StudyRow
 
-__all__ = ["badge", "finished", "resume_command"]
+__all__ = ["badge", "finished", "resume_command", "storage_option"]
 
 
 def badge(row: StudyRow) -> str:
@@ -30,4 +31,9 @@ def finished(row: StudyRow) -> int:
 
 def resume_command(row: StudyRow) -> str:
     """The command that goes on with a study; names are quoted for a shell."""
-    return f"tuner resume {shlex.quote(row.name)}"
+    return f"tuner resume {shlex.quote(row.name)}{storage_option()}"
+
+
+def storage_option() -> str:
+    """What a command needs to reach this database, without a password."""
+    return f" --storage {shlex.quote(data.database_name())}"

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +106,16 @@ class Database:
                 self._check_schema(create)
 
     def __str__(self) -> str:
-        return mask_url(self.text)
+        return mask_url(self.text).replace("postgresql+psycopg:", "postgresql:", 1)  # as people write it
 
     @property
     def text(self) -> str:
         """The URL with its password, for a process that we start; never for a log."""
         return self.url.render_as_string(hide_password=False)
+
+    def _next_step(self, cause: Sequence[str]) -> str:
+        refused = not self.is_sqlite and any("connect" in line.lower() for line in cause[:1])
+        return "; check that the server runs, and its host and port in the URL" if refused else ""
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -128,7 +132,7 @@ class Database:
         except (sa.exc.InterfaceError, sa.exc.DatabaseError) as error:
             cause = str(error.orig or error).strip().splitlines()
             raise Unavailable(
-                f"the database {self} cannot be used: {cause[0] if cause else error}",
+                f"the database {self} cannot be used: {cause[0] if cause else error}{self._next_step(cause)}",
                 passing=isinstance(error, sa.exc.InterfaceError | sa.exc.OperationalError)
                 or _was_ended(error.orig),
             ) from error

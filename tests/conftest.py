@@ -12,7 +12,10 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
+from tests.chaos.table import pytest_runtest_makereport, pytest_terminal_summary, recovered
 from tests.postgres import postgres_server
+
+__all__ = ["pytest_runtest_makereport", "pytest_terminal_summary", "recovered"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 hypothesis.settings.register_profile("tuner", deadline=None)  # no timing assertions: cores are shared

@@ -237,6 +237,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any]]:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.fault("14: a write that fails half-way")
 def test_a_failure_before_the_name_leaves_the_old_checkpoint_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -254,6 +255,7 @@ def test_a_failure_before_the_name_leaves_the_old_checkpoint_and_nothing_else(
 
 
 @pytest.mark.parametrize("harm", ["torn", "flipped", "grown", "gone"])
+@pytest.mark.fault("15: a checkpoint torn or changed")
 def test_a_damaged_file_is_refused(tmp_path: Path, harm: str) -> None:
     shard = checkpoint.save(str(tmp_path), 1, 3, 0, {"a": torch.ones(100)})
     path = Path(shard.path)
@@ -279,6 +281,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("form", ["torch", "bare"])
+@pytest.mark.fault("27: a malicious pickle")
 def test_a_pickle_that_would_run_code_never_does(tmp_path: Path, form: str) -> None:
     """Even under a digest that is right."""
     canary, file = tmp_path / "ran", tmp_path / "rank-0.pt"

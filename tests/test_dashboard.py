@@ -63,7 +63,7 @@ def test_a_study_shows_counters_best_and_a_page_of_trials(storage: str) -> None:
     table = test.dataframe[-1].value
     assert list(table["Trial"]) == list(range(54, 4, -1))
     assert "page 1 of 2, 55 trials" in texts(test)
-    assert "tuner resume main" in texts(test)
+    assert "Ended: budget of 55 trials spent" in texts(test)
 
 
 def test_the_address_chooses_page_state_and_order(storage: str) -> None:

@@ -60,6 +60,7 @@ def test_the_models_and_the_head_revision_agree(url: str) -> None:
     ],
     ids=["older Optuna", "newer Optuna", "newer Tuner"],
 )
+@pytest.mark.fault("25: a database of another schema")
 def test_another_schema_is_refused_and_nothing_is_written(tmp_path: Path, statement: str, part: str) -> None:
     path = tmp_path / "tuner.db"
     made = Database(f"sqlite:///{path}")

@@ -202,6 +202,7 @@ def test_each_fault_inside_a_trial_is_answered_in_its_own_way(
     assert not any(is_alive(rank["pid"]) for row in killed.attempt_rows for rank in row.ranks)
 
 
+@pytest.mark.fault("14 of the checker: a driver of a local Ray killed")
 def test_a_killed_driver_loses_nothing_and_leaves_nothing(
     folder: Path, drive: Callable[[int], subprocess.Popen[str]]
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_killed_driver_loses_nothing_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.fault("24: a signal while Ray starts")
 def test_a_driver_that_is_ended_while_ray_starts_leaves_nothing(
     folder: Path, drive: Callable[[int], subprocess.Popen[str]], number: signal.Signals
 ) -> None:
@@ -254,6 +256,7 @@ def test_a_driver_that_is_ended_while_ray_starts_leaves_nothing(
 
 
 @pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+@pytest.mark.fault("32: the local Ray killed")
 def test_a_driver_whose_local_ray_is_killed_ends_in_one_line_and_all_goes_on_later(
     folder: Path, drive: Callable[[int], subprocess.Popen[str]], server: str
 ) -> None:
@@ -269,6 +272,7 @@ def test_a_driver_whose_local_ray_is_killed_ends_in_one_line_and_all_goes_on_lat
     assert [attempt.state for attempt in trial(folder, 0).attempt_rows] == ["ended", "claimed"]
 
 
+@pytest.mark.fault("24: SIGTERM, with a second driver meanwhile")
 def test_a_terminated_driver_lets_go_and_a_second_driver_is_refused_meanwhile(
     folder: Path, drive: Callable[[int], subprocess.Popen[str]]
 ) -> None:

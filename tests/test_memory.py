@@ -101,6 +101,7 @@ def half(trial: optuna.trial.FrozenTrial, attempt: int) -> tuner.Again:
     ],
     ids=["alone", "infeasible", "hook"],
 )
+@pytest.mark.fault("21: out of memory")
 def test_a_trial_that_takes_too_much_is_ended_alone_and_answered_as_was_asked(
     tmp_path: Path, sqlite_url: str, policy: Any, reasons: list[str], state: str
 ) -> None:

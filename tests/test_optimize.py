@@ -38,6 +38,7 @@ def reasons(url: str, name: str = "s") -> list[str]:
     return [row.reason for row in page.rows]
 
 
+@pytest.mark.fault("38: N in all, over resumes")
 def test_the_budget_counts_the_study_and_running_again_resumes(url: str) -> None:
     study = make(url)
     assert run(study, sphere, 5) is study
@@ -198,6 +199,7 @@ VALUES = [
 @pytest.mark.parametrize(
     ("value", "reason"), VALUES, ids=[reason + str(at) for at, (_, reason) in enumerate(VALUES)]
 )
+@pytest.mark.fault("16: NaN, None, text, infinity as value")
 def test_a_value_that_is_no_result_fails_its_trial_with_a_reason(
     sqlite_url: str, value: Any, reason: str
 ) -> None:
@@ -206,12 +208,14 @@ def test_a_value_that_is_no_result_fails_its_trial_with_a_reason(
     assert reasons(sqlite_url) == [reason]
 
 
+@pytest.mark.fault("16: NaN, None, text, infinity as value")
 def test_an_infinity_on_the_losing_side_is_an_ordinary_bad_value(sqlite_url: str) -> None:
     study = run(make(sqlite_url), lambda trial: math.inf if trial.number else 1.0, 2)
     assert [trial.value for trial in study.trials] == [1.0, math.inf]
     assert study.best_value == 1.0
 
 
+@pytest.mark.fault("17: an exception in the objective")
 def test_an_exception_fails_its_trial_with_its_traceback_and_not_the_study(sqlite_url: str) -> None:
     def objective(trial: Any) -> float:
         if trial.number == 1:
@@ -232,6 +236,7 @@ def test_an_exception_fails_its_trial_with_its_traceback_and_not_the_study(sqlit
     assert "tuner/worker.py" not in attempt.traceback
 
 
+@pytest.mark.fault("17: the same exception in a row")
 def test_identical_failures_in_a_row_stop_the_study_with_their_traceback(sqlite_url: str) -> None:
     def objective(trial: Any) -> float:
         raise RuntimeError(f"always {trial.number}")
@@ -284,6 +289,7 @@ def test_retries_are_bounded(sqlite_url: str) -> None:
     assert len(detail.attempt_rows) == 3
 
 
+@pytest.mark.fault("15: a checkpoint torn or changed")
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(sqlite_url: str, tmp_path: Path) -> None:
     resumed: list[int | None] = []
 
@@ -410,6 +416,7 @@ def test_a_timeout_lets_the_running_trial_finish(sqlite_url: str) -> None:
     assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
 
 
+@pytest.mark.fault("31: told by another program meanwhile")
 def test_a_trial_that_another_program_told_keeps_that_programs_word(sqlite_url: str) -> None:
     def objective(trial: Any) -> float:
         trial.report(1.0, 0)
@@ -421,6 +428,7 @@ def test_a_trial_that_another_program_told_keeps_that_programs_word(sqlite_url: 
     assert reasons(sqlite_url) == ["finished_elsewhere"]
 
 
+@pytest.mark.fault("39: a value that a database refuses")
 def test_a_value_that_no_database_holds_fails_only_its_trial(url: str) -> None:
     def objective(trial: Any) -> float:
         if trial.number == 1:
@@ -450,6 +458,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("options", "part"), BAD, ids=[part for _, part in BAD])
+@pytest.mark.fault("19: an objective that cannot be found or sent")
 def test_bad_input_is_one_line_that_names_the_value_and_nothing_is_written(
     sqlite_url: str, options: dict[str, Any], part: str
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_waiting_trial_is_popped_once(storage: SqlStorage) -> None:
     assert [study.ask().number, other.ask().number] == [0, 1]
 
 
+@pytest.mark.fault("31: a report or a tell after the end")
 def test_a_terminal_state_is_never_overwritten(storage: SqlStorage) -> None:
     study, other = study_on(storage), optuna.load_study(study_name="s", storage=storage.url)
     trial = study.ask()
@@ -234,6 +235,7 @@ def test_added_trials_are_written_whole(storage: SqlStorage) -> None:
         (lambda s, t: s.set_trial_user_attr(t, "k", object()), "plain data"),
     ],
 )
+@pytest.mark.fault("39: a value that a database refuses")
 def test_poison_is_refused_alike_on_both_databases_and_harms_nobody(
     storage: SqlStorage, leased: bool, poison: Callable[[SqlStorage, int], None], says: str
 ) -> None:
@@ -258,6 +260,7 @@ def test_text_that_only_looks_like_poison_is_kept(storage: SqlStorage) -> None:
     assert study.trials[0].user_attrs == {"a": r"\u0000", "b": r"\\ud800", "😀": "😀", "c": "\\"}
 
 
+@pytest.mark.fault("40: deleted under a live driver")
 def test_a_study_that_was_deleted_under_its_holder_gets_nothing_more(storage: SqlStorage) -> None:
     study = study_on(storage)
     with contextlib.ExitStack() as stack:
@@ -273,6 +276,7 @@ def test_a_study_that_was_deleted_under_its_holder_gets_nothing_more(storage: Sq
     assert again.trials[0].intermediate_values == {}
 
 
+@pytest.mark.fault("40: renamed under a live driver")
 def test_a_study_that_was_renamed_by_copying_starts_a_life_of_its_own(storage: SqlStorage) -> None:
     study = study_on(storage)
     with storage.lease("s"):

@@ -110,6 +110,7 @@ def test_an_enqueued_trial_keeps_its_parameters(held: HeldStudy) -> None:
     assert driven(held).ask().suggest_float("x", 0, 1) == 0.25
 
 
+@pytest.mark.fault("31: told by another program meanwhile")
 def test_the_word_of_another_program_that_told_first_stands(held: HeldStudy) -> None:
     study = driven(held)
     trial = study.ask()
@@ -191,6 +192,7 @@ def test_a_holder_that_was_taken_over_changes_nothing(held: HeldStudy) -> None:
     assert held.lease.lost
 
 
+@pytest.mark.fault("40: deleted under a live driver")
 def test_a_study_that_is_deleted_under_its_holder_ends_it_with_one_line(held: HeldStudy) -> None:
     driven(held).ask()
     optuna.delete_study(study_name="s", storage=held.lease.database.optuna_storage())

@@ -77,6 +77,7 @@ class Assignment:
         env: environment variables for the ranks, values included; never stored.
         folder: the driver's working folder; a rank works in it where the node has it.
         can_prune: False where the pruner can never say True, so ``should_prune`` need not ask.
+        strict: a fixed parameter that its distribution does not hold is an error, not a warning.
         alone: nothing else of ours runs on its node meanwhile.
     """
 
@@ -104,3 +105,4 @@ class Assignment:
     can_prune: bool = True
     grace: float = 10.0
     alone: bool = False
+    strict: bool = False

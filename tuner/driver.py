@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 FLUSH_EVERY = 0.25  # seconds: reports are durable within half a second
 REFRESH_EVERY = 0.5  # seconds between looks at what other programs did
 GIVE_UP = 600.0  # seconds without a database and without a running trial
+LOGGED = 10  # failures of a class that are logged, each in a line
 DRAW_EVERY = 0.2  # seconds between frames of the progress display
 
 
@@ -406,6 +407,8 @@ class Driver:
         alerts, number = self._job.alerts, running.number
         if state is TrialState.FAIL:
             text = f"trial {number} failed: {outcome.reason}: {outcome.message}"
+            if self._progress is None and self._reasons[outcome.reason] < LOGGED:
+                log.warning("%s", text)  # a display shows them itself
             alerts.send("trial_failed", text, trial=number, reason=outcome.reason, message=outcome.message)
         if not alerts or state is not TrialState.COMPLETE or len(outcome.values) != 1:
             return

@@ -13,13 +13,14 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from optuna.trial import FrozenTrial, TrialState
+from typing import TYPE_CHECKING, Any
 
 from tuner.errors import BadInput
 from tuner.outcome import Outcome, Reason
 from tuner.resources import Resources
+
+if TYPE_CHECKING:  # the command line's help does without Optuna
+    from optuna.trial import FrozenTrial, TrialState
 
 __all__ = ["Again", "Decision", "PastAttempt", "Retry", "decide", "should_stop_study", "state_of"]
 
@@ -197,6 +198,8 @@ def state_of(outcome: Outcome, policy: Retry) -> TrialState:
         >>> state_of(Outcome(reason=Reason.OOM), Retry(infeasible=("oom",))).name
         'PRUNED'
     """
+    from optuna.trial import TrialState
+
     if outcome.reason is Reason.COMPLETE:
         return TrialState.COMPLETE
     is_pruned = outcome.reason is Reason.PRUNED or outcome.reason in policy.infeasible

@@ -211,6 +211,8 @@ class Trial(optuna.trial.Trial):
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         _check_key(name)
+        if self._assignment.strict and name in self._fixed_params:
+            _check_value(name, self._fixed_params[name], distribution)
         return super()._suggest(name, distribution)
 
     def _root(self) -> str:
@@ -238,6 +240,15 @@ def _check_key(key: str, longest: int = _MAX_KEY) -> None:
         shown = repr(key) if len(str(key)) <= 60 else f"{str(key)[:57]!r}..."
         text = f"the name {shown} must be text of 1 to {longest} characters without NUL or lone surrogates"
         raise BadInput(text)
+
+
+def _check_value(name: str, value: Any, distribution: BaseDistribution) -> None:
+    try:
+        fits = distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise BadInput(f"{name}={value!r} is not in {distribution}; give a value that the objective allows")
 
 
 def _has_surrogate(text: str) -> bool:

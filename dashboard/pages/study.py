@@ -36,13 +36,8 @@ def show() -> None:
     if number_asked is not None:
         _trial(name, number_asked)
         return
-    overview, setup = st.columns([3, 2])
-    with overview:
-        _history(study)
-    with setup:
-        _best(study)
-    _failures(name)
-    _trials(name, list(study.best_params))
+    _overview(name)
+    _trials(name)
     _setup(study)
 
 
@@ -64,12 +59,27 @@ def _counters(name: str) -> None:
             st.metric(label, text, width="content")
     if study.n_trials:
         st.progress(min(1.0, done / study.n_trials))
-    if study.owner is None or driver.badge(study).startswith(":red"):
+    if study.n_trials and done >= study.n_trials and study.owner is None:
+        st.caption(f"Ended: {escape(study.stop_reason or '')}. Last activity {ago(study.last_activity)}.")
+    elif study.owner is None or driver.badge(study).startswith(":red"):
         reason = f"Ended: {escape(study.stop_reason)}. " if study.stop_reason else "No driver runs. "
         st.caption(f"{reason}Last activity {ago(study.last_activity)}. To go on:")
         st.code(driver.resume_command(study), language="shell")
     else:
         st.caption(f"Last activity {ago(study.last_activity)}; refreshed every 5 s.")
+
+
+@st.fragment(run_every="5s")
+def _overview(name: str) -> None:
+    study = data.study(name)
+    if study is None:
+        return
+    history, best = st.columns([3, 2])
+    with history:
+        _history(study)
+    with best:
+        _best(study)
+    _failures(name)
 
 
 def _history(study: StudyDetail) -> None:
@@ -99,7 +109,10 @@ def _best(study: StudyDetail) -> None:
         st.code(f"params = {dict(study.best_params)!r}", language="python", wrap_lines=True)
     with shell:
         params_of = shlex.quote(f"@{study.name}:best")
-        st.code(f"tuner run FILE.py --params {params_of}", language="shell", wrap_lines=True)
+        known = study.objective or {}
+        file = f"{known['file']}:{known['name']}" if known.get("file") else "FILE.py"
+        text = f"tuner run {shlex.quote(file)} --params {params_of}{driver.storage_option()}"
+        st.code(text, language="shell", wrap_lines=True)
 
 
 def _failures(name: str) -> None:
@@ -122,7 +135,10 @@ def _failures(name: str) -> None:
         st.dataframe(frame, hide_index=True, width="stretch")
 
 
-def _trials(name: str, params: Sequence[str]) -> None:
+@st.fragment(run_every="5s")
+def _trials(name: str) -> None:
+    study = data.study(name)
+    params = list(study.best_params) if study is not None else []
     st.subheader("Trials")
     asked = [state for state in links.asked("state").upper().split(",") if state in STATES]
     left, middle, right = st.columns([3, 2, 1], vertical_alignment="bottom")

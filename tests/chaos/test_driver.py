@@ -83,13 +83,14 @@ def test_killed_at_every_boundary(
             break
         assert code == -signal.SIGKILL
         killed += 1
-        recovered(f"driver killed at {point}: a life", time.monotonic() - began)
+        recovered(f"5 to 7, 35: driver killed, {point}: a life", time.monotonic() - began)
     assert killed >= 3, "the fault did not fire"
     assert faults_found(url, *programs) == []
     failed_first = [number for number, one in before.items() if number % 4 == 1]
     assert all(before[number][0].name == "COMPLETE" for number in failed_first)
 
 
+@pytest.mark.fault("38: N in all, over resumes")
 def test_resumed_with_a_larger_budget(url: str, drive: Callable[..., Program]) -> None:
     first = drive(fault="committed:20:kill")
     assert first.wait() == -signal.SIGKILL
@@ -110,7 +111,7 @@ def test_a_driver_of_another_host_that_slept_changes_nothing(
     stopped, lines = time.monotonic(), first.lines_written()
     second = drive(name="two")
     assert [second.line(), second.line(90)] == ["opened", "done"]
-    recovered("driver stopped elsewhere, lease of 15 s", time.monotonic() - stopped)
+    recovered("9: driver stopped elsewhere, lease of 15 s", time.monotonic() - stopped)
     before = finished(url)
     first.signal(signal.SIGCONT)
     assert first.wait() == 3
@@ -121,6 +122,7 @@ def test_a_driver_of_another_host_that_slept_changes_nothing(
     assert faults_found(url, first, second) == []
 
 
+@pytest.mark.fault("16 of the checker: mutant with two transactions")
 def test_a_retry_in_two_transactions_is_noticed(url: str, drive: Callable[..., Program]) -> None:
     """The mutant: killed somewhere between failing and queueing, it leaves what the checker sees."""
     for passage in range(2, 40):

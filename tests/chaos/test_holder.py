@@ -71,7 +71,7 @@ def test_killed_at_a_boundary(
     killed = time.monotonic()
     second = start(name="two", seed=2)
     assert second.line() == "held"
-    recovered(f"killed at {point}", time.monotonic() - killed)
+    recovered(f"5 to 7: holder killed, {point}", time.monotonic() - killed)
     assert second.wait() == 0
     clean(url, first, second)
 
@@ -86,7 +86,7 @@ def test_killed_at_random(url: str, start: Callable[..., Program], recovered: No
         programs.append(program)
         assert program.line() == "held"
         if turn:
-            recovered("killed at random", time.monotonic() - began)
+            recovered("6: holder killed at random", time.monotonic() - began)
         lines = chance.randrange(5, 120)
         until(lambda program=program, lines=lines: program.lines_written() >= lines or not program.alive)
         program.signal(signal.SIGKILL)
@@ -109,7 +109,7 @@ def test_stopped_at_a_boundary_on_this_host(
     stopped = time.monotonic()
     second = start("--duration", "3", name="two", seed=2)
     assert second.line() == "held"
-    recovered(f"stopped at {point}, lease of 3 s", time.monotonic() - stopped)
+    recovered(f"9: stopped here, {point}, lease of 3 s", time.monotonic() - stopped)
     assert first.wait() == -signal.SIGKILL
     assert second.wait() == 0
     clean(url, first, second)
@@ -127,7 +127,7 @@ def test_stopped_at_a_boundary_on_another_host(
     stopped = time.monotonic()
     second = start("--duration", "3", name="two", seed=2)
     assert second.line() == "held"
-    recovered(f"stopped at {point} elsewhere, lease of 3 s", time.monotonic() - stopped)
+    recovered(f"9: stopped elsewhere, {point}, lease of 3 s", time.monotonic() - stopped)
     assert second.wait() == 0
     assert first.line() == "held"
     first.signal(signal.SIGCONT)
@@ -136,6 +136,7 @@ def test_stopped_at_a_boundary_on_another_host(
     clean(url, first, second)
 
 
+@pytest.mark.fault("16 of the checker: mutant without the fence")
 def test_without_the_fence_the_sleeper_is_noticed(url: str, start: Callable[..., Program]) -> None:
     first = start("--foreign", "--duration", "3", "--mutant", "fence", n=N + 10, fault="committed:6:stop")
     until(first.is_stopped)
@@ -146,6 +147,7 @@ def test_without_the_fence_the_sleeper_is_noticed(url: str, start: Callable[...,
     assert check(read([first.history, second.history]), url, "s", n=N) != []
 
 
+@pytest.mark.fault("8: two drivers at once")
 def test_two_at_once(url: str, start: Callable[..., Program]) -> None:
     """The second is refused while the first lives, and neither harms the other."""
     first = start("--duration", "3", n=4000)
@@ -165,12 +167,14 @@ def test_two_at_once(url: str, start: Callable[..., Program]) -> None:
 
 
 @pytest.mark.parametrize("commit", [1, 2, 9])
+@pytest.mark.fault("12: the reply to COMMIT lost")
 def test_a_lost_reply_to_commit(url: str, start: Callable[..., Program], commit: int) -> None:
     program = start("--lose", str(commit))
     assert program.wait() == 0
     clean(url, program)
 
 
+@pytest.mark.fault("16 of the checker: mutant that creates twice")
 def test_a_create_that_is_repeated_is_noticed(url: str, start: Callable[..., Program]) -> None:
     program = start("--lose", "9", "--mutant", "repeat")
     program.wait()
@@ -196,6 +200,7 @@ def through(proxy: Proxy) -> str:
     return f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
 
 
+@pytest.mark.fault("12: the reply to COMMIT lost in the network")
 def test_the_network_loses_the_reply_to_commit(tmp_path: Path, proxy: Proxy) -> None:
     program = Program(tmp_path, through(proxy), "--n", "200", "--seed", "5")
     try:
@@ -238,11 +243,11 @@ def test_the_database_is_away_for_longer_than_the_lease(
         if killed:
             second = Program(tmp_path, url, *one, name="two")
             assert second.line() == "held"
-            recovered("database away, holder killed", time.monotonic() - back)
+            recovered("11: database away, holder killed", time.monotonic() - back)
             assert second.wait() == 0
         else:
             until(lambda: not any(spill.iterdir()))
-            recovered("database away", time.monotonic() - back)
+            recovered("11: database away", time.monotonic() - back)
             assert first.wait() == 0
         assert not any(spill.iterdir())
         clean(url, *filter(None, [first, second]), n=150)
@@ -263,7 +268,7 @@ def test_postgres_is_killed_and_started_again(tmp_path: Path, server: Any, recov
             server.ensure_postgres_running()
             back = time.monotonic()
             until(lambda before=before: program.lines_written() > before + 20 or not program.alive)
-            recovered("PostgreSQL killed", time.monotonic() - back)
+            recovered("10: PostgreSQL killed and started", time.monotonic() - back)
         assert program.wait() == 0
         clean(server.get_uri().replace("postgresql:", "postgresql+psycopg:"), program, n=400)
     finally:
@@ -285,7 +290,7 @@ def test_sqlite_is_locked_for_longer_than_the_lease(
     other.dispose()
     free, before = time.monotonic(), program.lines_written()
     until(lambda: program.lines_written() > before or not program.alive)
-    recovered("SQLite locked", time.monotonic() - free)
+    recovered("13: SQLite locked", time.monotonic() - free)
     assert program.wait() == 0
     clean(sqlite_url, program, n=150)
 
@@ -294,6 +299,7 @@ def test_sqlite_is_locked_for_longer_than_the_lease(
 
 
 @pytest.mark.parametrize("offset", ["-1h", "+1h"])
+@pytest.mark.fault("23: a clock an hour off")
 def test_a_clock_that_is_an_hour_off(url: str, start: Callable[..., Program], offset: str) -> None:
     """Leases go by counters: the taker whose clock is ahead waits as long as any."""
     library = shutil.which("faketime")
@@ -336,6 +342,7 @@ with storage.lease("s") as held:
 """
 
 
+@pytest.mark.fault("29: a million reports of one trial")
 def test_a_million_reports_of_one_trial(url: str) -> None:
     """All of them are there, memory stays bounded, and another trial is unharmed."""
     done = subprocess.run(

@@ -56,6 +56,7 @@ def place(url: str, number: int) -> str:
     return str(ranks[0]["node"]) if ranks else ""
 
 
+@pytest.mark.fault("4: a node lost")
 def test_a_lost_node_costs_its_trial_a_retry_elsewhere_and_a_new_one_is_used_at_once(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_lost_node_costs_its_trial_a_retry_elsewhere_and_a_new_one_is_used_at_
     assert groups_left(cluster.address, sqlite_url) == []
 
 
+@pytest.mark.fault("34: a node drained with a deadline")
 def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_uncharged(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_uncharged(
     assert set(steps_run(tmp_path).values()) == {1}, "it did not save before it left"
 
 
+@pytest.mark.fault("32: the head of a cluster killed")
 def test_a_cluster_whose_head_is_killed_is_left_and_another_one_resumes(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:

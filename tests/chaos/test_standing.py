@@ -56,6 +56,7 @@ def drive(cluster: StandingRay, tmp_path: Path, sqlite_url: str) -> Iterator[Dri
         program.end()
 
 
+@pytest.mark.fault("driver killed, standing cluster: adoption")
 def test_a_killed_driver_costs_no_step_and_the_next_one_adopts_what_runs(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_killed_driver_costs_no_step_and_the_next_one_adopts_what_runs(
     assert groups_left(cluster.address, sqlite_url) == []
 
 
+@pytest.mark.fault("driver killed, trial ends without one")
 def test_a_trial_that_ends_without_a_driver_is_told_by_the_next_one(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_trial_that_ends_without_a_driver_is_told_by_the_next_one(
     assert groups_left(cluster.address, sqlite_url) == []
 
 
+@pytest.mark.fault("driver killed, nobody adopts")
 def test_groups_that_nobody_adopts_end_themselves_and_their_last_words_count(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -113,6 +116,7 @@ def test_groups_that_nobody_adopts_end_themselves_and_their_last_words_count(
         assert [step for step, _ in trial.curve] == list(range(STEPS))
 
 
+@pytest.mark.fault("9: zombie driver on a standing cluster")
 def test_a_driver_that_wakes_up_too_late_harms_nothing(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
 ) -> None:

@@ -120,17 +120,22 @@ def _lives(trained: Sequence[Record]) -> Iterator[str]:
 
 
 def _resumes(trained: Sequence[Record]) -> Iterator[str]:
-    """10: an attempt starts at the last acknowledged checkpoint or later."""
-    saved: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+    """10: an attempt starts at the last acknowledged checkpoint or later: one that every rank has saved."""
+    ranks = {one.given["rank"] for one in trained}
+    saved: dict[tuple[int, int, int], set[int]] = defaultdict(set)
     for one in trained:
         if one.name == "save" and one.state == "ok":
-            mine = saved[one.given["number"], one.given["rank"]]
-            mine[one.given["attempt"]] = max(one.given["step"], mine.get(one.given["attempt"], -1))
+            who = one.given
+            saved[who["number"], who["attempt"], who["step"]].add(who["rank"])
+    whole: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for (number, attempt, step), by in saved.items():
+        if by == ranks:
+            whole[number].append((attempt, step))
     for one in trained:
         if one.name == "start":
             who = one.given
-            mine = saved[who["number"], who["rank"]]
-            known = max((step for attempt, step in mine.items() if attempt < who["attempt"]), default=-1)
+            before = [step for attempt, step in whole[who["number"]] if attempt < who["attempt"]]
+            known = max(before, default=-1)
             if who["first"] <= known:
                 name = f"attempt {who['attempt']} of trial {who['number']}, rank {who['rank']}"
                 yield f"{name}, began at {who['first']}, not at {known + 1}"

@@ -16,12 +16,12 @@ from tuner.errors import BadInput
 __all__ = ["dashboard"]
 
 
-@click.command(short_help="Serve the pages that show and steer studies.")
+@click.command(short_help="Serve the pages that show studies.")
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Loopback only.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, metavar="N", help="[default: 8501]")
 @storage_option
 def dashboard(host: str, port: int, storage: str | None) -> None:
-    """Serve the pages that show and steer the studies of a database, until Ctrl-C.
+    """Serve the pages that show the studies of a database, until Ctrl-C.
 
     \b
     Examples:

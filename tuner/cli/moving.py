@@ -14,7 +14,7 @@ import click
 
 from tuner.cli.options import json_option, storage_option
 from tuner.cli.printing import print_json
-from tuner.cli.source import driver_of, driver_text, known_study, reading, suffix
+from tuner.cli.source import command, driver_of, driver_text, known_study, reading
 from tuner.errors import BadInput, StudyExists, StudyHeld, StudyNotFound
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def delete(ctx: click.Context, name: str, yes: bool, checkpoints: bool, storage:
         if driver_of(study) == "live":
             raise StudyHeld(
                 f"study {name!r} is held by a live driver, {driver_text(study)}; "
-                f"end it with 'tuner stop {name}{suffix(storage)}' first"
+                f"end it with {command('stop', name, storage)!r} first"
             )
         trials = sum(study.states.values())
         if not yes:

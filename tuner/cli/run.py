@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.cli.options import checked_directions, setting_options, settings_of, storage_option
-from tuner.cli.source import existing, known_study, reading, suffix
+from tuner.cli.source import command, existing, known_study, reading, suffix
 from tuner.errors import BadInput, TunerError
 
 if TYPE_CHECKING:
+    from storage.views import FailureRow
     from tuner.snapshot import Progress
 
 __all__ = ["resume", "run"]
@@ -170,7 +171,7 @@ def _driving(
     except KeyboardInterrupt:
         if display is not None:
             display.close(None, "")
-        click.echo(f"interrupted; go on with 'tuner resume {name}{suffix(storage)}'", err=True)
+        click.echo(f"interrupted; go on with {command('resume', name, storage)!r}", err=True)
         ctx.exit(130)
     finally:
         if display is not None:
@@ -180,10 +181,12 @@ def _driving(
 
 def _conclude(ctx: click.Context, name: str, storage: str | None) -> None:
     """Say what came out; exit 1 where the run did not reach what was asked."""
+    from storage import reads
     from tuner.progress import number_text, params_text
 
     with reading(storage) as database:
         study = known_study(database, name)
+        failures = reads.failures(database.engine, name)
     states = study.states
     named = {"FAIL": "failed", "RUNNING": "unfinished"}
     counts = ", ".join(f"{states[state]} {named.get(state, state.lower())}" for state in sorted(states))
@@ -193,13 +196,21 @@ def _conclude(ctx: click.Context, name: str, storage: str | None) -> None:
             f"best {number_text(study.best)} of trial {study.best_number}: {params_text(study.best_params)}"
         )
         click.echo(best)
-    click.echo(f"look further: tuner best {name}{suffix(storage)}, tuner dashboard{suffix(storage)}")
+    first = command("best" if states.get("COMPLETE") else "show", name, storage)
+    click.echo(f"look further: {first}, tuner dashboard{suffix(storage)}")
     reason = study.stop_reason or ""
     if reason.startswith(_COMMANDED):
-        raise _unreached(f"study {name!r} was {reason}; 'tuner resume {name}{suffix(storage)}' goes on")
+        raise _unreached(f"study {name!r} was {reason}; {command('resume', name, storage)!r} goes on")
     if not states.get("COMPLETE") and not states.get("PRUNED"):
-        trials = f"'tuner trials {name}{suffix(storage)}'"
-        raise _unreached(f"no trial of study {name!r} completed; {trials} says why")
+        raise _unreached(f"no trial of study {name!r} completed{_newest(failures)}")
+
+
+def _newest(failures: Sequence[FailureRow]) -> str:
+    """The commonest failure, in its own words."""
+    if not failures:
+        return ""
+    first = failures[0]
+    return f"; {first.count} failed with {first.reason}: {first.message} (trial {first.newest})"
 
 
 def _unreached(text: str) -> TunerError:

@@ -74,6 +74,7 @@ def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
             fixed=recipe.params,
             checkpoints=folder if "://" in folder else os.path.abspath(folder),
             can_prune=False,
+            strict=True,
         )
         worker.run(assignment, Place(), channel)
     return _conclude(channel, recipe)
@@ -140,6 +141,8 @@ def _conclude(channel: _Printed, recipe: _Recipe) -> int:
         raise StudyStopped("the objective left no outcome")
     if outcome.exception == "KeyboardInterrupt":
         raise KeyboardInterrupt
+    if outcome.exception == f"{BadInput.__module__}.{BadInput.__qualname__}":
+        raise BadInput(f"--params: {outcome.message.partition(': ')[2]}")
     unused = sorted(set(recipe.params) - channel.used)
     if unused:
         click.echo(f"note: the objective never asked for {', '.join(unused)}", err=True)

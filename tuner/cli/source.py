@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from storage import Database
     from storage.views import StudyDetail, StudyRow
 
-__all__ = ["driver_of", "driver_text", "existing", "known_study", "plain", "reading", "suffix"]
+__all__ = ["command", "driver_of", "driver_text", "existing", "known_study", "plain", "reading", "suffix"]
 
 
 @contextlib.contextmanager
@@ -72,12 +73,12 @@ def existing(name: str, storage: str | None, load_if_exists: bool) -> StudyDetai
     if study is not None and not load_if_exists:
         raise StudyExists(
             f"study {name!r} exists already in {mask_url(text)}; choose another name, "
-            f"give --load-if-exists, or go on with 'tuner resume {name}{suffix(storage)}'"
+            f"give --load-if-exists, or go on with {command('resume', name, storage)!r}"
         )
     if study is not None and driver_of(study) == "live":
         raise StudyHeld(
             f"study {name!r} is held by a live driver, {driver_text(study)}; "
-            f"wait for it, or end it with 'tuner stop {name}{suffix(storage)}'"
+            f"wait for it, or end it with {command('stop', name, storage)!r}"
         )
     return study
 
@@ -104,7 +105,7 @@ def driver_text(row: StudyRow) -> str:
         case "live":
             return owner.shown(row.owner)
         case "gone":
-            return f"gone ({owner.shown(row.owner)}): 'tuner resume {row.name}' goes on"
+            return f"gone ({owner.shown(row.owner)}): {command('resume', row.name)!r} goes on"
     return f"{owner.shown(row.owner)}, lease renewed {ago(row.renewed_at)}"
 
 
@@ -114,7 +115,12 @@ def suffix(storage: str | None) -> str:
         return ""
     from storage import mask_url
 
-    return f" --storage {storage}" if mask_url(storage) == storage else ""
+    return f" --storage {shlex.quote(storage)}" if mask_url(storage) == storage else ""
+
+
+def command(verb: str, name: str, storage: str | None = None) -> str:
+    """A command to suggest, as a shell takes it, such as ``tuner resume 'my study'``."""
+    return f"tuner {verb} {shlex.quote(name)}{suffix(storage)}"
 
 
 def plain(row: StudyRow) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tuner.cli.options import storage_option
-from tuner.cli.source import driver_of, driver_text, known_study, reading, suffix
+from tuner.cli.source import command, driver_of, driver_text, known_study, reading
 from tuner.errors import BadInput, StudyStopped
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def stop(name: str, trial: int | None, now: bool, storage: str | None) -> None:
         if state in ("none", "gone"):
             why = "nobody drives it" if state == "none" else "its driver is gone"
             raise StudyStopped(
-                f"study {name!r} is not running: {why}; 'tuner resume {name}{suffix(storage)}' goes on"
+                f"study {name!r} is not running: {why}; {command('resume', name, storage)!r} goes on"
             )
-        command, arguments = ("stop", {"now": now}) if trial is None else ("stop_trial", {"number": trial})
+        verb, arguments = ("stop", {"now": now}) if trial is None else ("stop_trial", {"number": trial})
         author = f"{socket.gethostname()}:{os.getpid()}"
-        sent = commands.send(database, study.uid, command, arguments, author)
+        sent = commands.send(database, study.uid, verb, arguments, author)
         answer = _answer(database, sent, name)
         driver = driver_text(study)
     if answer is None:
