@@ -11,8 +11,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: install
 	$(BIN)/python -m objectives.demo
 
+# Two at a time, for most of a test is waiting for a Ray to start; each file stays on one process.
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -552,3 +552,29 @@ def test_a_script_that_starts_its_study_when_it_is_imported_is_refused(
     )
     with pytest.raises(tuner.BadObjective, match=r"unguarded.py starts a study when it is imported"):
         run(make(sqlite_url), f"{script}:objective", 1)  # type: ignore[arg-type]
+
+
+def test_the_best_ten_and_the_failed_keep_their_last_checkpoint_and_no_other_file_stays(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    def objective(trial: Any) -> float:
+        for step in range(3):
+            trial.save_checkpoint({"step": step}, step)
+        (Path(trial._root()) / "a1" / ".half-written.tmp").write_text("torn")
+        if trial.number == 3:
+            raise ValueError("no")
+        if trial.number == 4:
+            raise optuna.TrialPruned
+        return float(-trial.number)
+
+    study = tuner.create_study("s", storage=sqlite_url, sampler="random", seed=1)
+    for n in (9, 16):  # over a resume too
+        tuner.optimize(
+            study, objective, n_trials=n, executor="inline", progress=False, checkpoints=str(tmp_path / "c")
+        )
+    files = sorted(path.relative_to(tmp_path / "c").parts[1:] for path in (tmp_path / "c").rglob("*.*"))
+    kept = [3, *range(6, 16)]
+    assert files == sorted((str(number), "a1", "step-2", "rank-0.pt") for number in kept)
+    best = tuner.best_checkpoint(study)
+    assert best is not None
+    assert best.state == {"step": 2}

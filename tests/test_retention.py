@@ -90,3 +90,11 @@ def test_ranks_that_do_not_save_the_same_steps_are_named() -> None:
     assert retention.unmatched(apart, 1) == "its ranks saved 4 different steps"
     assert retention.unmatched(newest_first(*alone, *(part(1, 3, rank, 3) for rank in range(3))), 1) == ""
     assert retention.unmatched(alone, 2) == ""
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=40), st.sampled_from(["minimize", "maximize"]))
+def test_the_best_trials_keep_theirs_whatever_the_order(values: list[float], direction: str) -> None:
+    best = retention.Best(direction, 3)
+    dropped = {one for number, value in enumerate(values) if (one := best.offer(number, value)) is not None}
+    kept = [values[number] for number in range(len(values)) if number not in dropped]
+    assert sorted(kept) == sorted(sorted(values, reverse=direction == "maximize")[:3])

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,38 +61,13 @@ def test_an_import_that_fails_on_the_worker_stops_the_study_with_one_clear_line(
     assert len([trial for trial in details(sqlite_url, 5) if trial is not None]) <= 2
 
 
-@pytest.fixture
-def running(tmp_path: Path, sqlite_url: str) -> Iterator[Callable[..., Program]]:
-    programs: list[Program] = []
-
-    def start(name: str) -> Program:
-        program = Program(
-            tmp_path,
-            sqlite_url,
-            *("--n", "2"),
-            name=name,
-            module="ray_driver",
-            environment={
-                "TUNER_CHAOS_FOLDER": str(tmp_path),
-                "TUNER_CHAOS_STEPS": "60",
-                "TUNER_CHAOS_PACE": "0.1",
-            },
-        )
-        programs.append(program)
-        return program
-
-    yield start
-    for program in programs:
-        program.end()
-
-
 @pytest.mark.chaos
 @pytest.mark.fault("24: a signal, and a second one")
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_signal_lets_trials_save_and_a_second_one_ends_them(
-    running: Callable[..., Program], tmp_path: Path, sqlite_url: str, count: int
+    train: Callable[..., Program], tmp_path: Path, sqlite_url: str, count: int
 ) -> None:
-    first = running("one")
+    first = train("one", n=2, steps=60)
     until(lambda: steps_done(tmp_path, 0) >= 8 or not first.alive)
     for _ in range(count):
         first.signal(signal.SIGINT)
@@ -101,7 +76,7 @@ def test_a_signal_lets_trials_save_and_a_second_one_ends_them(
         if trial is not None:
             assert [row.state for row in trial.attempt_rows] == ["ended", "claimed"]
             assert trial.attempt_rows[0].reason == "interrupted"
-    second = running("two")
+    second = train("two", n=2, steps=60)
     assert second.wait() == 0, second.errors()
     assert [trial.state for trial in details(sqlite_url, 2)] == ["COMPLETE", "COMPLETE"]
 

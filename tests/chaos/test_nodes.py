@@ -13,8 +13,7 @@ from tests.chaos.cluster import StandingRay, standing_ray
 from tests.chaos.observer import details, events, groups_left, steps_done, steps_run
 from tests.chaos.programs import Program, until
 
-STEPS, PACE = 40, 0.1
-Drive = Callable[..., Program]
+Train = Callable[..., Program]
 
 
 @pytest.fixture
@@ -22,31 +21,6 @@ def cluster() -> Iterator[StandingRay]:
     """One core on the head."""
     with standing_ray(cpus=1) as found:
         yield found
-
-
-@pytest.fixture
-def drive(tmp_path: Path, sqlite_url: str) -> Iterator[Drive]:
-    programs: list[Program] = []
-
-    def drive(name: str, *arguments: str, n: int, steps: int = STEPS) -> Program:
-        program = Program(
-            tmp_path,
-            sqlite_url,
-            *("--n", str(n), *arguments),
-            name=name,
-            module="ray_driver",
-            environment={
-                "TUNER_CHAOS_FOLDER": str(tmp_path),
-                "TUNER_CHAOS_STEPS": str(steps),
-                "TUNER_CHAOS_PACE": str(PACE),
-            },
-        )
-        programs.append(program)
-        return program
-
-    yield drive
-    for program in programs:
-        program.end()
 
 
 def place(url: str, number: int) -> str:
@@ -58,10 +32,10 @@ def place(url: str, number: int) -> str:
 
 @pytest.mark.fault("4: a node lost")
 def test_a_lost_node_costs_its_trial_a_retry_elsewhere_and_a_new_one_is_used_at_once(
-    cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
+    cluster: StandingRay, train: Train, tmp_path: Path, sqlite_url: str
 ) -> None:
     raylet = cluster.add_node()
-    driver = drive("one", "--address", cluster.address, n=4)
+    driver = train("one", "--address", cluster.address, n=4)
     until(lambda: min(steps_done(tmp_path, 0), steps_done(tmp_path, 1)) >= 7 or not driver.alive)
     places = {number: place(sqlite_url, number) for number in (0, 1)}
     assert len(set(places.values())) == 2, "each node was to have one"
@@ -85,10 +59,10 @@ def test_a_lost_node_costs_its_trial_a_retry_elsewhere_and_a_new_one_is_used_at_
 
 @pytest.mark.fault("34: a node drained with a deadline")
 def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_uncharged(
-    cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
+    cluster: StandingRay, train: Train, tmp_path: Path, sqlite_url: str
 ) -> None:
     cluster.add_node()
-    driver = drive("one", "--address", cluster.address, "--failures", "0", n=2, steps=80)
+    driver = train("one", "--address", cluster.address, "--failures", "0", n=2, steps=80)
     until(lambda: min(steps_done(tmp_path, 0), steps_done(tmp_path, 1)) >= 3 or not driver.alive)
     head = cluster.head_node()
     drained = 0 if place(sqlite_url, 0) != head else 1
@@ -102,11 +76,12 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_uncharged(
     assert set(steps_run(tmp_path).values()) == {1}, "it did not save before it left"
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("32: the head of a cluster killed")
 def test_a_cluster_whose_head_is_killed_is_left_and_another_one_resumes(
-    cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
+    cluster: StandingRay, train: Train, tmp_path: Path, sqlite_url: str
 ) -> None:
-    first = drive("one", "--address", cluster.address, n=2)
+    first = train("one", "--address", cluster.address, n=2)
     until(lambda: steps_done(tmp_path, 0) >= 7 or not first.alive)
     cluster.lose_head()
     began = time.monotonic()
@@ -114,7 +89,7 @@ def test_a_cluster_whose_head_is_killed_is_left_and_another_one_resumes(
     if first.alive:  # Ray itself takes a minute to give up
         first.signal(signal.SIGKILL)
     first.wait()
-    second = drive("two", n=2)
+    second = train("two", n=2)
     assert second.wait() == 0, second.errors()
     trials = details(sqlite_url, 2)
     assert [trial.state for trial in trials] == ["COMPLETE", "COMPLETE"]

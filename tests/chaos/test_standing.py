@@ -29,31 +29,19 @@ Drive = Callable[..., Program]
 
 
 @pytest.fixture
-def drive(cluster: StandingRay, tmp_path: Path, sqlite_url: str) -> Iterator[Drive]:
-    """Start a driver on the cluster; all of them are ended with the test."""
-    programs: list[Program] = []
+def drive(cluster: StandingRay, train: Callable[..., Program]) -> Drive:
+    """Start a driver on the cluster."""
 
-    def drive(name: str, *arguments: str, n: int = 2, pace: float = PACE) -> Program:
-        program = Program(
-            tmp_path,
-            sqlite_url,
-            *("--n", str(n), "--address", cluster.address, *arguments),
-            name=name,
-            module="ray_driver",
-            environment={
-                "TUNER_CHAOS_FOLDER": str(tmp_path),
-                "TUNER_CHAOS_STEPS": str(STEPS),
-                "TUNER_CHAOS_PACE": str(pace),
-                "TUNER_WITHOUT_DRIVER": str(WITHOUT_DRIVER),
-            },
+    def drive(name: str, *arguments: str, pace: float = PACE) -> Program:
+        return train(
+            *(name, "--address", cluster.address, *arguments),
+            n=2,
+            steps=STEPS,
+            pace=pace,
+            TUNER_WITHOUT_DRIVER=str(WITHOUT_DRIVER),
         )
-        programs.append(program)
-        return program
 
-    yield drive
-    for program in programs:
-        program.signal(signal.SIGCONT) if program.alive else None
-        program.end()
+    return drive
 
 
 @pytest.mark.fault("driver killed, standing cluster: adoption")

@@ -5,7 +5,6 @@ Rows 1 to 3, 14, 15, 18, 20, 22 and 37 of the catalogue.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -28,32 +27,13 @@ Note = Callable[..., None]
 
 
 @pytest.fixture
-def drive(tmp_path: Path, sqlite_url: str) -> Iterator[Drive]:
+def drive(train: Callable[..., Program]) -> Drive:
     """Start a driver with two ranks a trial on a local Ray."""
-    programs: list[Program] = []
 
-    def drive(
-        name: str, *arguments: str, n: int, steps: int = STEPS, faults: dict[int, Any] | None = None
-    ) -> Program:
-        program = Program(
-            tmp_path,
-            sqlite_url,
-            *("--n", str(n), "--ranks", "2", "--cpus", "0.5", *arguments),
-            name=name,
-            module="ray_driver",
-            environment={
-                "TUNER_CHAOS_FOLDER": str(tmp_path),
-                "TUNER_CHAOS_STEPS": str(steps),
-                "TUNER_CHAOS_PACE": str(PACE),
-                "TUNER_CHAOS_FAULTS": json.dumps(faults or {}),
-            },
-        )
-        programs.append(program)
-        return program
+    def drive(name: str, *arguments: str, steps: int = STEPS, **given: Any) -> Program:
+        return train(name, "--ranks", "2", "--cpus", "0.5", *arguments, steps=steps, pace=PACE, **given)
 
-    yield drive
-    for program in programs:
-        program.end()
+    return drive
 
 
 def recovery(records: list[Record], number: int) -> float:
@@ -84,7 +64,11 @@ HUNG = {
 }
 
 
-@pytest.mark.parametrize(("faults", "stall"), [(KILLED, 30), (HUNG, 4)], ids=["killed", "hung"])
+@pytest.mark.parametrize(
+    ("faults", "stall"),
+    [(KILLED, 30), pytest.param(HUNG, 4, marks=pytest.mark.chaos)],
+    ids=["killed", "hung"],
+)
 def test_a_rank_that_ends_or_hangs_is_answered_with_a_retry_from_its_checkpoint(
     drive: Drive, tmp_path: Path, sqlite_url: str, recovered: Note, faults: dict[int, Any], stall: int
 ) -> None:
@@ -127,6 +111,7 @@ def _is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.chaos
 def test_a_trial_that_takes_too_long_and_never_reports_is_killed(
     drive: Drive, tmp_path: Path, sqlite_url: str, recovered: Note
 ) -> None:
@@ -146,6 +131,7 @@ def test_a_trial_that_takes_too_long_and_never_reports_is_killed(
         assert row.log_tail is not None
 
 
+@pytest.mark.chaos
 def test_a_torn_checkpoint_is_refused_and_the_one_before_it_used(
     drive: Drive, tmp_path: Path, sqlite_url: str, recovered: Note
 ) -> None:
@@ -200,6 +186,7 @@ def test_a_full_disk_fails_no_trial_and_its_checkpoints_stay_valid(
     recovered("14: the disk is full", None, sum(run[0, step] - 1 for step in range(60)))
 
 
+@pytest.mark.chaos
 def test_when_the_last_worker_dies_the_driver_still_acts(
     drive: Drive, tmp_path: Path, sqlite_url: str, recovered: Note
 ) -> None:
