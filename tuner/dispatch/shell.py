@@ -14,12 +14,10 @@ checkpoint and written down what nobody has taken in.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,8 +31,9 @@ from storage import owner
 from tuner import last_words
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import memory, zygote
+from tuner.dispatch import memory
 from tuner.dispatch.group import exit_outcome
+from tuner.dispatch.nursery import Nursery, hang_up
 from tuner.dispatch.outbox import Outbox
 from tuner.dispatch.pipe import STOP, answer_line
 from tuner.dispatch.surroundings import SHELL_MARK, environment, loopback
@@ -62,8 +61,6 @@ UNANSWERED = 5.0  # seconds without a driver after which should_prune gets False
 WITHOUT_DRIVER = float(os.environ.get("TUNER_WITHOUT_DRIVER", "60"))
 SAVING = 0.75  # the part of them after which the child is asked to save a checkpoint
 WRITING = 0.93  # the part of them after which it is ended, and its last words are written
-TAIL = 16_384  # bytes of output that are kept with an outcome
-FORK = 100.0  # seconds that a zygote may take for its imports and the first fork
 LOOK, SOON = 0.5, 0.1  # seconds between two looks at the memory and at the time without a driver
 
 
@@ -111,9 +108,7 @@ class Shell:
     def __init__(self, run: str, cpus: float, hide_gpus: bool, preload: Sequence[str]) -> None:
         self._run = run
         self._folder = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
-        self._log = self._folder / "output.log"
         self._environment = environment(run, self._folder.name, cpus, hide_gpus)
-        self._preload = tuple(preload)
         self._changed = threading.Condition()
         self._outbox = Outbox()
         self._assignment: Assignment | None = None
@@ -126,13 +121,10 @@ class Shell:
         self._epoch = 0
         self._finished = False
         self._child: socket.socket | None = None
-        self._child_pid = 0
-        self._listener: socket.socket | None = None
         self._heard = time.monotonic()  # of a driver
-        self._closing = self._has_zygote = self._leaving = False
-        self._zygote_pid = 0
+        self._closing = self._leaving = False
         self._kernel_kills = 0
-        self._start_zygote()
+        self._nursery = Nursery(self._folder, self._environment, preload, self._end_child)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def ready(self) -> dict[str, Any]:
@@ -166,10 +158,7 @@ class Shell:
     def listen(self, epoch: int, host: str) -> int:
         """Bind the socket on which rank 0's next child serves its store; the port."""
         self._check(epoch)
-        if self._listener is not None:
-            self._listener.close()
-        self._listener = socket.create_server((host, 0))
-        return int(self._listener.getsockname()[1])
+        return self._nursery.listen(host)
 
     def start(self, assignment: Assignment, place: Place) -> RankInfo:
         """Fork a child for an attempt, and return where it runs.
@@ -178,35 +167,29 @@ class Shell:
             StaleEpoch: the caller was taken over.
         """
         self._check(assignment.epoch)
-        if not self._has_zygote:
-            self._start_zygote()
-        ours, theirs = socket.socketpair()
+        child = self._nursery.prepare()
         with self._changed:
             self._outbox = Outbox()
             self._assignment, self._placed, self._verdict = assignment, None, None
             self._ended = self._finished = self._flush = False
-            self._child, self._child_pid = ours, 0
+            self._child = child
             self._began = time.monotonic()
             self._kernel_kills = memory.kernel_kills()
         # Before the child is there: it may end before we hear that it began.
-        self._reader = threading.Thread(target=self._read_child, args=(ours,), daemon=True)
+        self._reader = threading.Thread(target=self._read_child, args=(child,), daemon=True)
         self._reader.start()
-        self._fork(assignment, place, theirs)
+        if not self._nursery.fork(assignment, place):
+            self._conclude(child, Outcome(reason=Reason.RANK_LOST, message="did not start in time"))
         with self._changed:
-            self._changed.wait_for(lambda: self._child_pid or self._ended, timeout=FORK)
-            late = not self._child_pid and not self._ended
             self._heard = time.monotonic()
-        if late:
-            self._conclude(ours, Outcome(reason=Reason.RANK_LOST, message=f"did not start in {FORK:g} s"))
-            sweep(self._folder.name, SHELL_MARK)
         devices = self._environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
         self._placed = RankInfo(
             rank=place.rank,
             host=socket.gethostname(),
             node="",
-            pid=self._child_pid,
+            pid=self._nursery.pid,
             devices=tuple(filter(None, devices)),
-            process=owner.identity(self._run, self._child_pid),
+            process=owner.identity(self._run, self._nursery.pid),
         )
         return self._placed
 
@@ -264,7 +247,7 @@ class Shell:
     def _shut_down(self) -> None:
         self._closing = True
         self._kill()
-        _hang_up(self._control)
+        self._nursery.close()
         deadline = time.monotonic() + 2  # the zygote also finds what has lost its mark
         while marked(self._folder.name, SHELL_MARK) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -273,72 +256,9 @@ class Shell:
 
     def _kill(self) -> None:
         with self._changed:
-            pid = 0 if self._ended else self._child_pid
+            pid = 0 if self._ended else self._nursery.pid
         if pid:
             kill_tree(pid)
-
-    def _fork(self, assignment: Assignment, place: Place, theirs: socket.socket) -> None:
-        """Ask the zygote for a child with the other end of its channel."""
-        ours = self._child
-        listener, self._listener = self._listener, None
-        output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        listen = listener.fileno() if listener is not None and place.rank == 0 else -1
-        try:
-            zygote.request(self._control, assignment, place, theirs.fileno(), output, listen)
-        except OSError:
-            if ours is not None:
-                self._conclude(ours, self._without_zygote())
-        finally:
-            theirs.close()
-            os.close(output)
-            if listener is not None:
-                listener.close()
-
-    def _start_zygote(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._control, self._has_zygote = ours, True
-            process = subprocess.Popen(
-                # -P: a file of the user's in the working folder must not stand in for one of ours
-                [
-                    *(sys.executable, "-P", "-m", "tuner.dispatch.zygote"),
-                    *(str(theirs.fileno()), str(self._folder), *self._preload),
-                ],
-                pass_fds=[theirs.fileno()],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        threading.Thread(target=self._read_zygote, args=(ours, process), daemon=True).start()
-
-    def _read_zygote(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
-        """Starts and exact ends of children, until the zygote goes."""
-        process.wait()  # not the zygote itself, see there
-        with contextlib.suppress(OSError), control.makefile("r") as lines:
-            for line in lines:
-                message = json.loads(line)
-                with self._changed:
-                    self._zygote_pid = message.get("ready", self._zygote_pid)
-                    if "started" in message:
-                        self._child_pid = message["started"]
-                        self._changed.notify_all()
-                    mine = message.get("exited") == self._child_pid
-                    child = self._child
-                if mine and child is not None:
-                    self._end_child(child, message["code"])
-        with self._changed:
-            child, pid = None if self._ended else self._child, self._child_pid
-        if not self._closing:
-            # with all that its rank had started: nobody else looks after them now
-            sweep(self._folder.name, SHELL_MARK, also=[pid] if pid and child is not None else [])
-        self._has_zygote = False
-        if child is not None:
-            self._conclude(child, self._without_zygote())
-
-    def _without_zygote(self) -> Outcome:
-        text = "was lost: the process that it was forked from died"
-        found = self._verdict or Outcome(reason=Reason.RANK_LOST, message=text)
-        return replace(found, log_tail=self._tail())
 
     def _read_child(self, child: socket.socket) -> None:
         """The child's messages into the outbox; a full outbox makes the child wait."""
@@ -356,16 +276,16 @@ class Shell:
             if isinstance(message, Finished):
                 self._finished = True
                 if message.outcome.reason not in (Reason.COMPLETE, Reason.PRUNED):
-                    line = _with_tail(message, self._tail())
+                    line = _with_tail(message, self._nursery.tail())
             self._outbox.put(message, line.rstrip("\n"))
             if isinstance(message, Question | Finished):
                 self._flush = True
             if self._flush or self._quiet:  # else a drain keeps its pace, and need not wake for each report
                 self._changed.notify_all()
 
-    def _end_child(self, child: socket.socket, code: int) -> None:
+    def _end_child(self, child: socket.socket, code: int | None) -> None:
         """The child is gone: let the reader come to the end of what it sent, then say how it ended."""
-        while self._reader.is_alive():
+        while code is not None and self._reader.is_alive():
             self._reader.join(timeout=2)
             with self._changed:
                 waiting = len(self._outbox) >= OUTBOX
@@ -373,14 +293,18 @@ class Shell:
                 break  # something outside its tree still holds the socket
         self._conclude(child, self._outcome(code))
 
-    def _outcome(self, code: int) -> Outcome:
-        """Of a child that left no word of its own."""
+    def _outcome(self, code: int | None) -> Outcome:
+        """Of a child that left no word of its own; ``code`` is None where its zygote was lost."""
+        tail = self._nursery.tail()
         if self._verdict is not None:
-            return replace(self._verdict, log_tail=self._tail())
+            return replace(self._verdict, log_tail=tail)
+        if code is None:
+            text = "was lost: the process that it was forked from died"
+            return Outcome(reason=Reason.RANK_LOST, message=text, log_tail=tail)
         if code == -signal.SIGKILL and memory.kernel_kills() > self._kernel_kills:
             text = "was killed by the kernel, which had run out of memory"
-            return Outcome(reason=Reason.OOM, message=text, log_tail=self._tail())
-        return exit_outcome(code, self._tail())
+            return Outcome(reason=Reason.OOM, message=text, log_tail=tail)
+        return exit_outcome(code, tail)
 
     def _conclude(self, child: socket.socket, outcome: Outcome) -> None:
         with self._changed:
@@ -391,7 +315,7 @@ class Shell:
                 self._say(Finished(outcome=outcome))
             self._ended = self._flush = True
             self._changed.notify_all()
-        _hang_up(child)
+        hang_up(child)
 
     def _to_child(self, line: bytes) -> None:
         with self._changed:
@@ -399,12 +323,6 @@ class Shell:
         if child is not None:
             with contextlib.suppress(OSError):
                 child.sendall(line)
-
-    def _tail(self) -> str:
-        with contextlib.suppress(OSError), self._log.open("rb") as handle:
-            handle.seek(max(0, os.fstat(handle.fileno()).st_size - TAIL))
-            return handle.read().decode(errors="replace")
-        return ""
 
     def _say(self, message: Message) -> None:
         """A message of the shell's own, among the child's. The caller holds the lock."""
@@ -485,11 +403,12 @@ class Shell:
     def _watch_memory(self) -> bool:
         """End the child before it takes the memory of others; whether that may be soon."""
         with self._changed:
-            assignment, running = self._assignment, self._child_pid and not self._ended
-        if not running or assignment is None or not self._zygote_pid or self._verdict is not None:
+            assignment, running = self._assignment, self._nursery.pid and not self._ended
+        zygote = self._nursery.zygote
+        if not running or assignment is None or not zygote or self._verdict is not None:
             return False
         limit, node = assignment.resources.memory, memory.node()
-        used = memory.held_by(self._zygote_pid, above=0 if node.is_full else limit or sys.maxsize)
+        used = memory.held_by(zygote, above=0 if node.is_full else limit or sys.maxsize)
         if node.is_full or (limit is not None and used > limit):
             mine = self._folder.name
             held = memory.trees(SHELL_MARK) if node.is_full else {}
@@ -501,10 +420,3 @@ class Shell:
 
 def _with_tail(message: Finished, tail: str) -> str:
     return encode(replace(message, outcome=replace(message.outcome, log_tail=tail)))
-
-
-def _hang_up(connection: socket.socket) -> None:
-    """Close both ways, also while a thread reads it, which keeps the descriptor open."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()

@@ -1,0 +1,170 @@
+"""Where a shell's ranks come from: its zygote, which forks one at a time and says exactly how it ended.
+
+A zygote that is lost takes its rank with it, and another one is started for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tuner.assignment import Assignment
+from tuner.channel import Place
+from tuner.dispatch import zygote
+from tuner.dispatch.surroundings import SHELL_MARK
+from tuner.processes import sweep
+
+__all__ = ["Nursery", "hang_up"]
+
+TAIL = 16_384  # bytes of output that are kept with an outcome
+FORK = 100.0  # seconds that a zygote may take for its imports and the first fork
+
+
+class Nursery:
+    """The zygote of one shell, and the rank that was forked last.
+
+    Args:
+        folder: of the shell; its name is the mark of all its processes.
+        environment: of the zygote and its ranks.
+        preload: modules that the zygote imports once.
+        ended: called with our end of a rank's channel when the rank has ended: with its exit code
+            (negative for a signal), or None when its zygote was lost.
+
+    Attributes:
+        pid: of the rank; 0 until it is there.
+        zygote: its process id; 0 until it has imported everything.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        preload: Sequence[str],
+        ended: Callable[[socket.socket, int | None], None],
+    ) -> None:
+        self.pid = self.zygote = 0
+        self._folder = folder
+        self._log = folder / "output.log"
+        self._environment = environment
+        self._preload = tuple(preload)
+        self._ended = ended
+        self._changed = threading.Condition()
+        self._channel: socket.socket | None = None
+        self._theirs: socket.socket | None = None
+        self._listener: socket.socket | None = None
+        self._over = True  # the rank has ended
+        self._closing = self._has_zygote = False
+        self._start()
+
+    def listen(self, host: str) -> int:
+        """Bind the socket on which rank 0's next process serves its store; the port."""
+        if self._listener is not None:
+            self._listener.close()
+        self._listener = socket.create_server((host, 0))
+        return int(self._listener.getsockname()[1])
+
+    def prepare(self) -> socket.socket:
+        """A channel to the rank that is forked next; our end, to be read before it is there."""
+        if not self._has_zygote:
+            self._start()
+        ours, self._theirs = socket.socketpair()
+        with self._changed:
+            self._channel, self.pid, self._over = ours, 0, False
+        return ours
+
+    def fork(self, assignment: Assignment, place: Place) -> bool:
+        """Fork the rank that was prepared; False if it was not there in time, and was ended."""
+        channel, theirs = self._channel, self._theirs
+        assert channel is not None
+        assert theirs is not None, "prepare() comes first"
+        listener, self._listener = self._listener, None
+        output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        listen = listener.fileno() if listener is not None and place.rank == 0 else -1
+        try:
+            zygote.request(self._control, assignment, place, theirs.fileno(), output, listen)
+        except OSError:
+            self._end(channel, None)
+        finally:
+            theirs.close()
+            os.close(output)
+            if listener is not None:
+                listener.close()
+        with self._changed:
+            self._changed.wait_for(lambda: self.pid or self._over, timeout=FORK)
+            late = not self.pid and not self._over
+        if late:
+            sweep(self._folder.name, SHELL_MARK)
+        return not late
+
+    def tail(self) -> str:
+        """The last of what the rank printed."""
+        with contextlib.suppress(OSError), self._log.open("rb") as handle:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - TAIL))
+            return handle.read().decode(errors="replace")
+        return ""
+
+    def close(self) -> None:
+        """Let the zygote end, with all that is below it."""
+        self._closing = True
+        hang_up(self._control)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._control, self._has_zygote = ours, True
+            process = subprocess.Popen(
+                # -P: a file of the user's in the working folder must not stand in for one of ours
+                [
+                    *(sys.executable, "-P", "-m", "tuner.dispatch.zygote"),
+                    *(str(theirs.fileno()), str(self._folder), *self._preload),
+                ],
+                pass_fds=[theirs.fileno()],
+                env=dict(self._environment),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._read, args=(ours, process), daemon=True).start()
+
+    def _read(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        """Starts and exact ends of ranks, until the zygote goes."""
+        process.wait()  # not the zygote itself, see there
+        with contextlib.suppress(OSError), control.makefile("r") as lines:
+            for line in lines:
+                message = json.loads(line)
+                with self._changed:
+                    self.zygote = message.get("ready", self.zygote)
+                    if "started" in message:
+                        self.pid = message["started"]
+                        self._changed.notify_all()
+                    mine = message.get("exited") == self.pid
+                    channel = self._channel
+                if mine and channel is not None:
+                    self._end(channel, message["code"])
+        with self._changed:
+            channel, pid = None if self._over else self._channel, self.pid
+        if not self._closing:
+            # with all that its rank had started: nobody else looks after them now
+            sweep(self._folder.name, SHELL_MARK, also=[pid] if pid and channel is not None else [])
+        self._has_zygote = False
+        if channel is not None:
+            self._end(channel, None)
+
+    def _end(self, channel: socket.socket, code: int | None) -> None:
+        self._ended(channel, code)
+        with self._changed:
+            self._over = self._over or channel is self._channel
+            self._changed.notify_all()
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Close both ways, also while a thread reads it, which keeps the descriptor open."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
