@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tuner
 from tuner.errors import BadInput
 from tuner.outcome import Outcome, Reason
-from tuner.retry import Decision, PastAttempt, Retry, decide, should_stop_study
+from tuner.retry import Again, Decision, PastAttempt, Retry, decide, should_stop_study
 
 CHARGED = (Reason.RANK_LOST, Reason.STALLED, Reason.TIMEOUT, Reason.OOM)
 UNCHARGED = (
@@ -222,3 +223,55 @@ def test_zero_never_stops_the_study() -> None:
     assert should_stop_study([raised()] * 99, never) is None
     assert should_stop_study([Outcome(reason=Reason.IMPORT_ERROR)], never) is None
     assert should_stop_study([], Retry()) is None
+
+
+@pytest.mark.parametrize("hint", [{"x": object()}, 3, {"x": {1, 2}}])
+def test_a_hint_is_plain_data(hint: Any) -> None:
+    with pytest.raises(BadInput, match="hint="):
+        Again(hint=hint)
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"on_oom": "twice"}, "on_oom='twice': give 'alone', 'fail', or a function"),
+        ({"on_oom": "function"}, "was a function, which is not stored"),
+        ({"infeasible": ("omm",)}, "infeasible='omm': give reasons of failures: .*oom"),
+        ({"infeasible": ("driver_lost",)}, "infeasible='driver_lost'"),
+    ],
+)
+def test_what_cannot_be_a_policy_is_refused(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(BadInput, match=match):
+        Retry(**fields)
+
+
+def test_a_hook_is_asked_for_again_by_name() -> None:
+    with pytest.raises(BadInput, match=r"pass retry=tuner\.Retry"):
+        Retry.from_json(Retry(on_oom=lambda trial, attempt: None).to_json())
+
+
+@pytest.mark.parametrize(("policy", "tries"), [("alone", 2), ("fail", 1), (lambda trial, attempt: None, 4)])
+def test_out_of_memory_is_answered_as_was_asked(policy: Any, tries: int) -> None:
+    history: list[PastAttempt] = []
+    while decide(Outcome(reason=Reason.OOM), history, Retry(on_oom=policy)).again:
+        history.append(PastAttempt(reason=Reason.OOM, charged=True))
+    assert len(history) + 1 == tries
+
+
+@pytest.mark.parametrize("answer", ["again", 3, ValueError("the hook fails")])
+def test_a_hook_that_fails_fails_its_trial_only(sqlite_url: str, answer: Any) -> None:
+    def hook(trial: Any, attempt: int) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def objective(trial: Any) -> float:
+        if trial.number == 0:
+            raise MemoryError
+        return 1.0
+
+    study = tuner.create_study("s", storage=sqlite_url, sampler="random", seed=1)
+    tuner.optimize(
+        study, objective, n_trials=2, executor="inline", progress=False, retry=Retry(on_oom=hook, backoff=0)
+    )
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]

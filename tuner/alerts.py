@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 TRIES = (0.0, 1.0, 5.0)  # seconds before each try to deliver an alert
 TIMEOUT = 5.0  # seconds for one request
 WAITING = 1_000  # alerts that wait at most; more are left out, and said to be
-PARTING = 15.0  # seconds at the end of a run for what is left
+PARTING = 10.0  # seconds at the end of a run for what is left
 
 
 @dataclass(frozen=True, kw_only=True)

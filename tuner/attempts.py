@@ -250,7 +250,14 @@ class Attempts:
             return Again()
         if not callable(policy):
             return Again(alone=True)
-        return policy(self._held.storage.get_trial(trial_id), attempt)
+        try:
+            answer = policy(self._held.storage.get_trial(trial_id), attempt)
+            if answer is not None and not isinstance(answer, Again):
+                raise TypeError(f"it returned {answer!r}; return tuner.Again(...) or None")
+        except Exception as error:  # the user's own: it fails the trial, and no other
+            log.warning("retry: on_oom failed (%s: %s); the trial fails", type(error).__name__, error)
+            return None
+        return answer
 
     def plan(self, due: Due) -> Due:
         """With what its driver had planned for it, which a take-over forgets."""

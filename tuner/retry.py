@@ -52,6 +52,9 @@ class Again:
             (``trial.user_attrs``).
         alone: nothing else of the study runs on its node meanwhile.
 
+    Raises:
+        BadInput: the resources or the hint are none.
+
     Example:
         >>> Again(hint={"micro_batch": 8}).alone
         False
@@ -60,6 +63,14 @@ class Again:
     resources: Resources | None = None
     hint: Mapping[str, Any] = field(default_factory=dict)
     alone: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resources is not None and not isinstance(self.resources, Resources):
+            raise BadInput(f"Again: resources={self.resources!r}: give tuner.Resources(...)")
+        try:
+            json.dumps(dict(self.hint))
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"Again: hint={self.hint!r}: give plain data by name ({error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)

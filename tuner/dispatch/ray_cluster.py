@@ -377,8 +377,9 @@ class RayExecutor(Executor):
             log.info("the cluster has %s now", described(self._nodes))
             self._match()
         for group in list(self._groups):
-            for node in group.nodes & set(leaving):
-                self._vacate(group, leaving[node])
+            deadlines = [leaving[node] for node in group.nodes if node in leaving]
+            if deadlines:
+                self._vacate(group, min(deadlines))
 
     def _vacate(self, group: Group, deadline: float) -> None:
         group.leave()
