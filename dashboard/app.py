@@ -9,8 +9,8 @@ import streamlit as st
 from dashboard import data
 
 PAGES = [
-    st.Page("pages/studies.py", title="Studies", url_path="studies", default=True),
-    st.Page("pages/study.py", title="Study", url_path="study"),
+    st.Page("views/studies.py", title="Studies", url_path="studies", default=True),
+    st.Page("views/study.py", title="Study", url_path="study"),
 ]
 
 

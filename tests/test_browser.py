@@ -75,6 +75,11 @@ def test_a_person_finds_out_why_a_trial_failed(chromium: str, address: str) -> N
                 None if asked.url.startswith((address, "data:", "blob:")) else outside.append(asked.url)
             ),
         )
+        page.goto(f"{address}/study?study=main")  # the server's first page: it goes through the entry too
+        expect(page.locator("h1")).to_have_text("main")
+        assert page.title() == "Tuner"
+        assert page.locator("[data-testid=stSidebarNav]").count() == 0
+
         page.goto(address)
         expect(page.locator("h1")).to_have_text("Studies")
         page.get_by_role("link", name="main", exact=True).click()

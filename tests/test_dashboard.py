@@ -31,7 +31,7 @@ def page(**asked: str) -> AppTest:
     """The study's page with an address that asks for something; the list of studies without."""
     test = AppTest.from_file(APP, default_timeout=30)
     if asked:
-        test = test.run().switch_page("pages/study.py")
+        test = test.run().switch_page("views/study.py")
         for key, value in asked.items():
             test.query_params[key] = value
     test.run()

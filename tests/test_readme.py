@@ -98,7 +98,7 @@ def test_the_tree_names_every_module() -> None:
         path.name
         for package in ("tuner", "storage", "objectives", "dashboard")
         for path in (HOME / package).rglob("*.py")
-        if path.name != "__init__.py" and "versions" not in path.parts and path.parent.name != "pages"
+        if path.name != "__init__.py" and "versions" not in path.parts and path.parent.name != "views"
     }
     each_command = {f"{module}.py" for module in _COMMANDS.values()}
     assert ours - named - (commands & each_command) == set()

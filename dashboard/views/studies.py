@@ -45,7 +45,7 @@ def _card(row: StudyRow) -> None:
         left, middle, right = st.columns([3, 4, 2], vertical_alignment="center")
         with left:
             label = f"**{escape(row.name if len(row.name) <= 60 else row.name[:57] + '...')}**"
-            st.page_link("pages/study.py", label=label, query_params={"study": row.name})
+            st.page_link("views/study.py", label=label, query_params={"study": row.name})
             st.markdown(driver.badge(row))
         with middle:
             st.markdown(badges(row.states))

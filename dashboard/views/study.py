@@ -23,7 +23,7 @@ _SORTS = ("number", "value", "duration", "state", "last_step")
 
 def show() -> None:
     """The page."""
-    st.page_link("pages/studies.py", label="← all studies")
+    st.page_link("views/studies.py", label="← all studies")
     name = links.asked("study")
     study = data.study(name) if name else None
     if study is None:
@@ -100,7 +100,7 @@ def _best(study: StudyDetail) -> None:
         return
     target = {"study": study.name, "n": str(study.best_number)}
     label = f"Trial {study.best_number}: {escape(number(study.best))} ({study.directions[0]})"
-    st.page_link("pages/study.py", label=label, query_params=target)
+    st.page_link("views/study.py", label=label, query_params=target)
     params, python, shell = st.tabs(["Parameters", "As Python", "As a command"])
     with params:
         rows = [{"parameter": name, "value": str(value)} for name, value in study.best_params.items()]
@@ -226,7 +226,7 @@ def _table(name: str, rows: tuple[TrialRow, ...]) -> None:
     )
     chosen = event["selection"]["rows"]
     if chosen and chosen[0] < len(shown):
-        st.switch_page("pages/study.py", query_params={"study": name, "n": str(shown[chosen[0]])})
+        st.switch_page("views/study.py", query_params={"study": name, "n": str(shown[chosen[0]])})
     st.caption("Select a row to see the trial.")
 
 
@@ -252,7 +252,7 @@ def _pager(total: int, page: int, pages: int) -> None:
 
 
 def _trial(name: str, asked: int) -> None:
-    st.page_link("pages/study.py", label="← all trials of this study", query_params={"study": name})
+    st.page_link("views/study.py", label="← all trials of this study", query_params={"study": name})
     detail = data.trial(name, asked)
     if detail is None:
         st.subheader("No such trial")

@@ -1,1 +1,0 @@
-"""One file a page, run by ``app.py``; each has ``show()``."""
