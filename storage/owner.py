@@ -32,7 +32,8 @@ def _pid_namespace() -> str:
 def _start_time(pid: int) -> str | None:
     """The kernel's start time of a process in ticks since boot; None when it is gone or a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # a process may name itself in any bytes
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]

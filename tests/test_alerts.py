@@ -145,7 +145,10 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     assert "were not delivered" in caplog.text
 
 
-@pytest.mark.parametrize("url", ["ftp://x/y", "hooks", "http://", "slack+mailto:me", "http://[bad"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x/y", "hooks", "http://", "slack+mailto:me", "http://[bad", "https://ann:secret@host/x"]
+)
 def test_what_is_no_web_address_is_refused(url: str) -> None:
-    with pytest.raises(tuner.BadInput, match="is no web address; give https://"):
+    with pytest.raises(tuner.BadInput, match="is no web address; give https://") as error:
         alerts.webhook(url)
+    assert "secret" not in str(error.value)

@@ -35,8 +35,8 @@ def attempts(held: HeldStudy) -> Attempts:
     return Attempts(study, Retry(backoff=0.0), None, {})
 
 
-def started(attempts: Attempts, held: HeldStudy) -> Running:
-    running = attempts.start(attempts.claim(), {})
+def started(attempts: Attempts, held: HeldStudy, ranks: int = 1) -> Running:
+    running = attempts.start(attempts.claim(), {}, ranks)
     held.flush()
     return running
 
@@ -68,10 +68,10 @@ def test_whatever_a_process_printed_its_end_is_stored(attempts: Attempts, held: 
 def test_ranks_that_do_not_save_together_are_told_of_once(
     attempts: Attempts, held: HeldStudy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    running = started(attempts, held)
+    running = started(attempts, held, ranks=2)
     with caplog.at_level(logging.WARNING, "tuner"):
         for step in range(5):
-            attempts.save(running, 0, 2, part(tmp_path, 1, step))
+            attempts.save(running, 0, part(tmp_path, 1, step))
     held.flush()
     (record,) = caplog.records
     assert record.getMessage().startswith("trial 0: rank 1 saved none of the last 3 steps; every rank must")
@@ -84,12 +84,12 @@ def test_an_attempt_may_read_where_it_started_from_as_long_as_it_runs(
     attempts: Attempts, held: HeldStudy, tmp_path: Path
 ) -> None:
     running = started(attempts, held)
-    attempts.save(running, 0, 1, part(tmp_path, 1, 0))
+    attempts.save(running, 0, part(tmp_path, 1, 0))
     due = attempts.end(running, Outcome(reason=Reason.RANK_LOST))
     assert not isinstance(due, TrialState | None)
-    again = attempts.start(due, {})
+    again = attempts.start(due, {}, 1)
     for step in range(1, 5):
-        attempts.save(again, 0, 1, part(tmp_path, 2, step))
+        attempts.save(again, 0, part(tmp_path, 2, step))
     assert left(tmp_path) == ["step-0", "step-3", "step-4"]
     attempts.end(again, Outcome(reason=Reason.COMPLETE, values=(1.0,)))
     assert left(tmp_path) == ["step-4"]

@@ -448,7 +448,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"isolation": "none"}, "isolation='none'"),
     ({"env": ("A=1",)}, "values are never stored"),
     ({"space": [1]}, "space="),
-    ({"alerts": ("ftp://x",)}, "alerts: 'ftp://x' is no web address"),
+    ({"alerts": ("ftp://x",)}, "alerts: 'ftp:...' is no web address"),
     ({"objective": 3}, "not callable"),
     ({"objective": "nothing.py"}, "nothing.py"),
     ({"objective": "no.such.module:f"}, "no.such.module"),

@@ -66,9 +66,10 @@ def webhook(url: str) -> Webhook:
         host = parts.hostname or ""
     except ValueError:
         parts, host = urllib.parse.SplitResult("", "", "", "", ""), ""
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
+        shown = f"{plain.partition(':')[0][:16]}:..."  # the rest may hold a secret
         raise BadInput(
-            f"alerts: {plain.partition('?')[0][:40]!r} is no web address; give https://... of a webhook "
+            f"alerts: {shown!r} is no web address; give https://HOST/... of a webhook, without a user name "
             "(slack+https://... for one that takes Slack's form)"
         )
     slack = plain != url or host == "hooks.slack.com"

@@ -23,13 +23,11 @@ class Answers:
     Args:
         study: held by this process.
         attempts: where a saved checkpoint is recorded.
-        ranks: of a trial.
     """
 
-    def __init__(self, study: DrivenStudy, attempts: Attempts, ranks: int) -> None:
+    def __init__(self, study: DrivenStudy, attempts: Attempts) -> None:
         self._study = study
         self._attempts = attempts
-        self._ranks = ranks
 
     def to(self, running: Running, rank: int, question: Question) -> Answer:
         """The answer, or an error that the objective gets: of the sampler, the pruner, the study.
@@ -54,7 +52,7 @@ class Answers:
                 return self._study.verdict(running.trial_id, running.attempt)
             case Saved() as saved:
                 running.reported = time.monotonic()
-                self._attempts.save(running, rank, self._ranks, saved)
+                self._attempts.save(running, rank, saved)
                 return None
             case Call(method=method, arguments=arguments):
                 return self._study.call(method, arguments)

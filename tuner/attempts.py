@@ -74,6 +74,7 @@ class Running:
     Attributes:
         began, reported: on the monotonic clock: its start, and its last word; ``began`` is None
             while it waits for a place.
+        ranks: its processes.
         resume: the checkpoint that it started from, or None.
         ended: its outcome is recorded; its processes are still leaving.
         killed: its end was ordered.
@@ -86,6 +87,7 @@ class Running:
     history: tuple[PastAttempt, ...]
     began: float | None
     reported: float
+    ranks: int = 1
     resume: Resume | None = None
     ended: bool = False
     killed: bool = False
@@ -126,8 +128,8 @@ class Attempts:
         trial = self._study.claim_trial()
         return Due(trial_id=trial._trial_id, number=trial.number, attempt=1)
 
-    def start(self, due: Due, draw: Mapping[str, Draw]) -> Running:
-        """Queue that an attempt goes to the workers; the caller flushes before it does."""
+    def start(self, due: Due, draw: Mapping[str, Draw], ranks: int) -> Running:
+        """Queue that an attempt goes to so many workers; the caller flushes before it does."""
         provenance = {**self._provenance, "seed": trial_seed(self._study.seed, due.number)}
         step = due.resume.step if due.resume else None
         self._held.queue(
@@ -149,6 +151,7 @@ class Attempts:
             history=due.history,
             began=None,
             reported=time.monotonic(),
+            ranks=ranks,
             resume=due.resume.resume if due.resume else None,
         )
 
@@ -172,7 +175,7 @@ class Attempts:
             )
         )
 
-    def save(self, running: Running, rank: int, world_size: int, saved: Saved) -> None:
+    def save(self, running: Running, rank: int, saved: Saved) -> None:
         """Make a rank's part of a checkpoint count, then delete what it replaces."""
         trial = self._held.image.trial(running.trial_id)
         self._held.add_checkpoint(
@@ -182,7 +185,7 @@ class Attempts:
                 attempt=running.attempt,
                 step=saved.step,
                 rank=rank,
-                world_size=world_size,
+                world_size=running.ranks,
                 path=saved.path,
                 digest=saved.digest,
                 size=saved.size,

@@ -171,11 +171,14 @@ def write_text(path: str, text: str) -> None:
         file.write(text.encode())
 
 
-def read_text(path: str) -> str | None:
-    """A file that :func:`write_text` wrote; None where there is none that can be read."""
+def read_text(path: str, most: int = 2**20) -> str | None:
+    """A file that :func:`write_text` wrote; None where there is none of at most so many bytes."""
     try:
+        if not _is_remote(path) and not os.path.isfile(path):
+            return None  # a device would have no end
         with _open(path) as file:
-            return cast(bytes, file.read()).decode()
+            data = cast(bytes, file.read(most + 1))
+            return data.decode() if len(data) <= most else None
     except (OSError, UnicodeDecodeError):
         return None
 

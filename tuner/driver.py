@@ -82,7 +82,7 @@ class Driver:
         self._progress = progress
         self._stop_requested = stop_requested
         self._attempts = Attempts(study, job.settings.retry, job.space, job.provenance, job.checkpoints)
-        self._answers = Answers(study, self._attempts, job.settings.resources.ranks)
+        self._answers = Answers(study, self._attempts)
         self._takeover = TakeOver(study, self._attempts, executor, job)
         self._running: dict[int, Running] = {}
         self._due: list[Due] = []
@@ -173,6 +173,8 @@ class Driver:
         found = self._takeover.recover()
         self._due += found.due
         self._running.update({running.number: running for running in found.running})
+        for running, outcome in found.endings:
+            self._end(running, outcome)
 
     # ------------------------------------------------------------------ the loop
 
@@ -307,8 +309,7 @@ class Driver:
         """Draw for a claimed attempt and dispatch it. A sampler or a space that fails, fails the trial."""
         if due.lost is not None:  # it has ended by now; another one follows, or none
             self._due.remove(due)
-            following = self._takeover.go_on(due)
-            self._due += [following] if following is not None else []
+            self._end(*self._takeover.ending(due))
             return
         try:
             draw = self._attempts.draw(due)
@@ -319,7 +320,7 @@ class Driver:
             if isinstance(error, storage.StorageError) and not isinstance(error, storage.Refused):
                 raise
             self._due.remove(due)
-            self._end(self._attempts.start(due, {}), failures.raised(error))
+            self._end(self._attempts.start(due, {}, 0), failures.raised(error))
         else:
             self._due.remove(due)
             self._dispatch(due, draw)
@@ -329,7 +330,8 @@ class Driver:
         due = self._attempts.plan(due)
         for key, value in due.plan.hint.items():
             self._held.storage.set_trial_user_attr(due.trial_id, key, value)
-        running = self._attempts.start(due, draw)
+        resources = due.plan.resources or self._settings.resources
+        running = self._attempts.start(due, draw, resources.ranks)
         self._flush()
         self._running[due.number] = running
         self._executor.start(assignment(self._job, self._study, due, draw, self._cluster.gpus))

@@ -151,6 +151,7 @@ def _prctl(option: int, value: int) -> None:
 def is_gone(pid: int) -> bool:
     """Whether a process has ended, collected by its parent or not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        # a process may name itself in any bytes
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return True

@@ -26,7 +26,7 @@ def collect(ref: ObjectiveRef, arguments: Sequence[str], seed: int) -> dict[str,
     return {
         "objective": f"{ref.file or ref.module}:{ref.name}" if ref.name else "by value",
         "objective_digest": ref.digest,
-        "arguments": [mask_url(part) for part in arguments],
+        "arguments": _masked(arguments),
         "git": _git(folder),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -35,6 +35,16 @@ def collect(ref: ObjectiveRef, arguments: Sequence[str], seed: int) -> dict[str,
         "platform": platform.platform(),
         "study_seed": seed,
     }
+
+
+def _masked(arguments: Sequence[str]) -> list[str]:
+    """Without passwords, and without the addresses of webhooks, which are secrets as a whole."""
+    found = []
+    for before, part in zip(("", *arguments), arguments, strict=False):
+        if before == "--alert":
+            part = "***"
+        found.append("--alert=***" if part.startswith("--alert=") else mask_url(part))
+    return found
 
 
 def _version(package: str) -> str | None:

@@ -124,7 +124,7 @@ class Retry:
             raise BadInput(f"retry: on_oom={self.on_oom!r}: give 'alone', 'fail', or a function")
         reasons = self.infeasible if isinstance(self.infeasible, tuple | list) else (self.infeasible,)
         for one in reasons:
-            if one not in _FAILURES:
+            if str(one) not in _FAILURES:
                 known = ", ".join(sorted(_FAILURES))
                 raise BadInput(f"retry: infeasible={one!r}: give reasons of failures: {known}")
         object.__setattr__(self, "infeasible", tuple(str(one) for one in reasons))

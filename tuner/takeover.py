@@ -19,8 +19,8 @@ import storage
 from storage import owner
 from storage.held import AttemptRecord
 from storage.writes import StartAttempt
-from tuner import last_words
-from tuner.assignment import Assignment
+from tuner import checkpoint, last_words
+from tuner.assignment import Assignment, Shard
 from tuner.attempts import Attempts, Due, Running
 from tuner.dispatch.base import Adopted, Executor
 from tuner.dispatch.group import RankEnding, decide
@@ -40,10 +40,11 @@ OUT_OF_REACH = WITHOUT_DRIVER + 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Recovered:
-    """What there is to go on with: attempts that wait, and those that run."""
+    """What there is to go on with: attempts that wait, that run, and that have ended, with how."""
 
     due: list[Due] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
+    endings: list[tuple[Running, Outcome]] = field(default_factory=list)
 
 
 class TakeOver:
@@ -74,8 +75,7 @@ class TakeOver:
             one.assignment.number: one
             for one in self._executor.adopt(lambda assignment: self._is_wanted(assignment, last))
         }
-        due: list[Due | None] = []
-        running: list[Running] = []
+        found = Recovered()
         for trial_id, records in by_trial.items():
             if not self._attempts.runs(trial_id):
                 self._attempts.close_elsewhere(trial_id)
@@ -83,32 +83,27 @@ class TakeOver:
             self._held.owned.add(trial_id)
             record, history = records[-1], tuple(_past(one) for one in records[:-1])
             if record.state == "claimed":
-                due.append(self._attempts.claimed(record, history))
+                found.due.append(self._attempts.claimed(record, history))
             elif record.number in adopted:
-                running.append(self._adopt(record, history, adopted[record.number]))
+                found.running.append(self._adopt(record, history, adopted[record.number]))
             else:
-                due.append(self._lost(record, history))
+                self._lose(record, history, found)
         if by_trial:
-            self._study.event("taken_over", {"trials": len(by_trial), "adopted": len(running)})
+            detail = {"trials": len(by_trial), "adopted": len(found.running)}
+            self._study.event("taken_over", detail)
             self._held.flush()
         self._attempts.keep_the_best()
-        return Recovered(due=[one for one in due if one is not None], running=running)
+        return found
 
-    def go_on(self, due: Due) -> Due | None:
-        """After an attempt that was lost, and has certainly ended; None if its trial has ended too.
-
-        Its last words are taken in first: reports, checkpoints, and its own end if it came to one.
+    def ending(self, due: Due) -> tuple[Running, Outcome]:
+        """How an attempt ended that was lost, and that has certainly ended: as its last words say, if
+        it came to an end of its own, else ``driver_lost``. What it said before is taken in.
         """
-        record, history = due.lost, due.history
+        record = due.lost
         assert record is not None
-        outcome = self._listen(record)
-        if outcome is not None:
-            running = _running(record, history, seconds=0.0)
-            result = self._attempts.end(running, outcome)
-            return result if isinstance(result, Due) else None
-        end = self._attempts.ending(record, Reason.DRIVER_LOST, "the driver was lost while this attempt ran")
-        past = PastAttempt(reason=Reason.DRIVER_LOST, charged=False)
-        return self._attempts.again(end, record.number, (*history, past), 0.0, "its driver was lost")
+        running = self._running(record, due.history, 0.0)
+        text = "the driver was lost while this attempt ran"
+        return running, self._listen(record, running) or Outcome(reason=Reason.DRIVER_LOST, message=text)
 
     def _is_wanted(self, assignment: Assignment, last: dict[int, AttemptRecord]) -> bool:
         record = last.get(assignment.number)
@@ -140,12 +135,13 @@ class TakeOver:
         )
         detail = {"seconds": round(found.seconds, 1)}
         self._study.event("adopted", detail, trial_id=record.trial_id, attempt=record.attempt)
-        running = _running(record, history, found.seconds)
+        running = self._running(record, history, found.seconds)
         running.resume = found.assignment.resume
+        running.ranks = found.assignment.resources.ranks
         return running
 
-    def _lost(self, record: AttemptRecord, history: tuple[PastAttempt, ...]) -> Due | None:
-        """An attempt that nobody adopted: at once, or when it has certainly ended."""
+    def _lose(self, record: AttemptRecord, history: tuple[PastAttempt, ...], found: Recovered) -> None:
+        """An attempt that nobody adopted: it has ended, or will have ended by a moment."""
         due = Due(
             trial_id=record.trial_id,
             number=record.number,
@@ -154,65 +150,67 @@ class TakeOver:
             lost=record,
         )
         home = str(json.loads(record.provenance or "{}").get("cluster", ""))
-        ranks = [_rank(fields) for fields in json.loads(record.ranks or "[]")]
-        if self._is_swept(home) or self._executor.is_gone(home, ranks):
-            return self.go_on(due)
+        if self._is_swept(home) or self._executor.is_gone(home, _ranks(record)):
+            found.endings.append(self.ending(due))
+            return
         detail = {"seconds": OUT_OF_REACH, "cluster": home}
         self._study.event("waits_for_end", detail, trial_id=record.trial_id, attempt=record.attempt)
-        return dataclasses.replace(due, due=time.monotonic() + OUT_OF_REACH)
+        found.due.append(dataclasses.replace(due, due=time.monotonic() + OUT_OF_REACH))
 
-    def _listen(self, record: AttemptRecord) -> Outcome | None:
+    def _listen(self, record: AttemptRecord, running: Running) -> Outcome | None:
         """Take in the last words of an attempt; its own end, if it came to one."""
         root = self._attempts.folder(record.number)
-        found = last_words.hear(root, record.attempt, self._ranks)
-        if not found:
+        objectives = len(self._held.record.directions)
+        words = last_words.hear(root, record.attempt, running.ranks, objectives)
+        if not words:
             return None
         self._study.logged[record.trial_id] = self._held.logged(record.trial_id, record.attempt)
         endings = []
-        for rank, messages in sorted(found.items()):
+        for rank, messages in sorted(words.items()):
             for message in messages:
                 if isinstance(message, Finished):
                     ending = RankEnding(rank=rank, outcome=message.outcome, collateral=message.collateral)
                     endings.append(ending)
-                elif not self._take_in(record, rank, message):
+                elif not self._take_in(running, rank, message):
                     break
-        counts = {rank: len(messages) for rank, messages in found.items()}
-        detail = {"messages": counts}
+        detail = {"messages": {rank: len(messages) for rank, messages in words.items()}}
         self._study.event("last_words", detail, trial_id=record.trial_id, attempt=record.attempt)
         self._held.flush()
-        last_words.remove(root, record.attempt, self._ranks)
+        last_words.remove(root, record.attempt, running.ranks)
         outcome = decide(endings, None) if endings else None
-        own = outcome is not None and outcome.reason not in (
-            Reason.DRIVER_LOST,
-            Reason.INTERRUPTED,
-            Reason.RANK_LOST,
-            Reason.NODE_LOST,
-        )
-        return outcome if own else None
+        return outcome if outcome is not None and outcome.reason not in _NOT_ITS_OWN else None
 
-    def _take_in(self, record: AttemptRecord, rank: int, message: Message) -> bool:
+    def _take_in(self, running: Running, rank: int, message: Message) -> bool:
         """One message; False where the rest of its rank's is left."""
         try:
             if isinstance(message, Saved):
-                running = _running(record, (), 0.0)
-                self._attempts.save(running, rank, self._ranks, message)
+                shard = Shard(rank=rank, path=message.path, digest=message.digest, size=message.size)
+                if checkpoint.verify(shard):
+                    self._attempts.save(running, rank, message)
             elif not isinstance(message, Question) and rank == 0:
-                self._study.apply(record.trial_id, record.attempt, message)
-        except (storage.Refused, UpdateFinishedTrialError, TypeError):
+                self._study.apply(running.trial_id, running.attempt, message)
+        except (storage.Refused, UpdateFinishedTrialError, TypeError, ValueError):
             return False
         return True
 
+    def _running(self, record: AttemptRecord, history: tuple[PastAttempt, ...], seconds: float) -> Running:
+        now = time.monotonic()
+        return Running(
+            trial_id=record.trial_id,
+            number=record.number,
+            attempt=record.attempt,
+            history=history,
+            began=now - seconds,
+            reported=now,
+            ranks=len(_ranks(record)) or self._ranks,
+        )
 
-def _running(record: AttemptRecord, history: tuple[PastAttempt, ...], seconds: float) -> Running:
-    now = time.monotonic()
-    return Running(
-        trial_id=record.trial_id,
-        number=record.number,
-        attempt=record.attempt,
-        history=history,
-        began=now - seconds,
-        reported=now,
-    )
+
+_NOT_ITS_OWN = (Reason.DRIVER_LOST, Reason.INTERRUPTED, Reason.RANK_LOST, Reason.NODE_LOST)
+
+
+def _ranks(record: AttemptRecord) -> list[RankInfo]:
+    return [_rank(fields) for fields in json.loads(record.ranks or "[]")]
 
 
 def _rank(fields: dict[str, object]) -> RankInfo:

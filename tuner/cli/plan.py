@@ -26,7 +26,7 @@ def print_plan(
     from tuner.cli.printing import print_fields
     from tuner.settings import Settings
 
-    plan = Settings(**settings)
+    plan = Settings(**{key: value for key, value in settings.items() if key != "alerts"})
     directions = checked_directions(given["direction"])
     sampler, pruner = given["sampler"] or "tpe", given["pruner"] or "median"
     samplers.sampler(sampler, 0, len(directions))

@@ -222,9 +222,12 @@ def _unreached(text: str) -> TunerError:
 def _check(target: str, settings: dict[str, Any]) -> None:
     """Refuse a bad objective or setting before anything is written."""
     from tuner import objective
+    from tuner.alerts import webhook
     from tuner.settings import Settings
 
-    Settings(**settings)
+    Settings(**{name: value for name, value in settings.items() if name != "alerts"})
+    for url in settings.get("alerts", ()):
+        webhook(url)
     objective.refer(target)
 
 

@@ -115,7 +115,7 @@ def _own_session() -> Iterator[None]:
 
 def _is_server(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip() in ("gcs_server", "raylet")
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() in ("gcs_server", "raylet")
     return False
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tuner.outcome import Outcome, Reason
 
-__all__ = ["FULL", "Node", "held_by", "kernel_kills", "node", "trees", "verdict"]
+__all__ = ["FULL", "Node", "below", "held_by", "kernel_kills", "node", "trees", "verdict"]
 
 FULL = 0.90
 """Part of a node's memory above which a rank has to go; Ray's monitor acts at 0.95."""
@@ -92,7 +92,7 @@ def held_by(root: int, *, above: int = 0) -> int:
         above: measure exactly only where a quick look finds more than this: pages that are shared
             with the zygote count in full in the quick one, and in part in the exact one.
     """
-    pids = list(_below(root))
+    pids = list(below(root))
     quick = sum(_resident(pid) for pid in pids)
     return quick if quick <= above else sum(_proportional(pid) for pid in pids)
 
@@ -130,14 +130,14 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def _below(root: int) -> Iterator[int]:
+def below(root: int) -> Iterator[int]:
     """The descendants of a process; cheaper than a look at every process of the node."""
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{root}/task"):
             with contextlib.suppress(OSError):
                 for child in Path(f"/proc/{root}/task/{task}/children").read_text().split():
                     yield int(child)
-                    yield from _below(int(child))
+                    yield from below(int(child))
 
 
 def _resident(pid: int) -> int:

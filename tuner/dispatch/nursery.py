@@ -15,9 +15,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from storage import owner
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import zygote
+from tuner.dispatch import memory, zygote
 from tuner.dispatch.surroundings import SHELL_MARK
 from tuner.processes import sweep
 
@@ -60,6 +61,7 @@ class Nursery:
         self._theirs: socket.socket | None = None
         self._listener: socket.socket | None = None
         self._over = True  # the rank has ended
+        self._seen: dict[int, Mapping[str, object]] = {}  # what was below the zygote when last looked at
         self._closing = self._has_zygote = False
         self._start()
 
@@ -102,6 +104,14 @@ class Nursery:
         if late:
             sweep(self._folder.name, SHELL_MARK)
         return not late
+
+    def look_around(self) -> int:
+        """Remember what is below the zygote, in case that it is lost: it alone finds what has left the
+        rank's tree and dropped our mark. The zygote's process id, as in :attr:`zygote`.
+        """
+        if self.zygote:
+            self._seen = {pid: owner.identity("", pid) for pid in memory.below(self.zygote)}
+        return self.zygote
 
     def tail(self) -> str:
         """The last of what the rank printed."""
@@ -152,6 +162,8 @@ class Nursery:
         if not self._closing:
             # with all that its rank had started: nobody else looks after them now
             sweep(self._folder.name, SHELL_MARK, also=[pid] if pid and channel is not None else [])
+            for seen in self._seen.values():
+                owner.end(seen)
         self._has_zygote = False
         if channel is not None:
             self._end(channel, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -39,6 +40,8 @@ HOPELESS = 3  # groups in a row that could not start, with none before, after wh
 TAKE_OVER = 10.0  # seconds for shells of another driver to answer, and again to end
 PING = 2.0  # seconds between two words that the driver lives, whatever its loop is busy with
 LOOK = 1.0  # seconds between two looks at the nodes of a standing cluster
+SWEEP = 5.0  # seconds between two looks at what dead drivers of any study have left on it
+ALONE = 60.0  # seconds that an attempt waits for a node of its own; then it shares one
 WITHOUT_DEADLINE = 60.0  # seconds that attempts get on a node that is to go some time
 HURRY = 2.0  # seconds before a node goes, by which its attempts have left
 
@@ -63,7 +66,8 @@ class RayExecutor(Executor):
         self._failed_starts = 0
         self._superseded: StaleEpoch | None = None
         self._unsure = False  # a shell of another driver did not answer
-        self._looked = 0.0
+        self._looked = self._swept = 0.0
+        self._orphans: set[str] = set()
         self._closed = threading.Event()
         self._closed.set()
 
@@ -368,6 +372,22 @@ class RayExecutor(Executor):
         if self._local is None and now - self._looked > LOOK:
             self._looked = now
             self._look_at_nodes()
+        if self._local is None and now - self._swept > SWEEP:
+            self._swept = now
+            before, self._orphans = self._orphans, standing.orphans()
+            for name in before & self._orphans:
+                standing.remove(name)
+        self._share_nodes(now)
+
+    def _share_nodes(self, now: float) -> None:
+        """Attempts that have waited too long for a node of their own take what there is."""
+        late = [group for group in self._groups if group.shape.filler and group.waits_since(now) > ALONE]
+        for group in late:
+            log.warning("no node is free for a trial alone within %g s: it shares one", ALONE)
+            self._part(group)
+        if late:
+            self._waiting = deque(dataclasses.replace(one, alone=False) for one in self._waiting)
+            self._match()
 
     def _look_at_nodes(self) -> None:
         """Nodes come and go: what is there, and what leaves those that are to go."""

@@ -273,6 +273,10 @@ class Group:
                 self._lose(attempt, rank, "is lost: its shell does not answer", cut_off=True)
         self._end_overdue(attempt, now)
 
+    def waits_since(self, now: float) -> float:
+        """Seconds that it has waited for its resources; 0 once it has them."""
+        return 0.0 if self.is_ready else now - self._made_at
+
     def leave(self) -> None:
         """Take no attempt after the one that runs: its node is to go."""
         self._broken = True

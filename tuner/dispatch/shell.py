@@ -123,6 +123,7 @@ class Shell:
         self._child: socket.socket | None = None
         self._heard = time.monotonic()  # of a driver
         self._closing = self._leaving = False
+        self._words_kept = threading.Event()
         self._kernel_kills = 0
         self._nursery = Nursery(self._folder, self._environment, preload, self._end_child)
         threading.Thread(target=self._watch, daemon=True).start()
@@ -242,6 +243,8 @@ class Shell:
             StaleEpoch: the caller was taken over; nothing was ended.
         """
         self._check(epoch)
+        if self._leaving:
+            self._words_kept.wait(timeout=WITHOUT_DRIVER / 10)  # the caller may kill this process next
         self._shut_down()
 
     def _shut_down(self) -> None:
@@ -375,6 +378,7 @@ class Shell:
         if assignment is not None and placed is not None:
             with contextlib.suppress(Exception):  # of any file system; the driver then knows less
                 self._keep_words(assignment, placed)
+        self._words_kept.set()
 
     def _keep_words(self, assignment: Assignment, placed: RankInfo) -> None:
         with self._changed:
@@ -404,7 +408,7 @@ class Shell:
         """End the child before it takes the memory of others; whether that may be soon."""
         with self._changed:
             assignment, running = self._assignment, self._nursery.pid and not self._ended
-        zygote = self._nursery.zygote
+        zygote = self._nursery.look_around()
         if not running or assignment is None or not zygote or self._verdict is not None:
             return False
         limit, node = assignment.resources.memory, memory.node()

@@ -18,7 +18,7 @@ from ray._raylet import PlacementGroupID
 from ray.util import list_named_actors
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-__all__ = ["NAMESPACE", "Found", "cluster_id", "draining", "find", "group_name", "remove"]
+__all__ = ["NAMESPACE", "Found", "cluster_id", "draining", "find", "group_name", "orphans", "remove"]
 
 NAMESPACE = "tuner"
 
@@ -55,6 +55,15 @@ def find(study: str) -> list[Found]:
                 handle = ray.get_actor(actor["name"], namespace=actor["namespace"])
                 found.setdefault(group, Found(name=group)).shells[int(rank)] = handle
     return list(found.values())
+
+
+def orphans() -> set[str]:
+    """Placement groups of any study that have no actor: their driver was killed between the two, or is
+    there now. One that is still the same a while later has nobody.
+    """
+    rows = placement_group_table().values()
+    names = {row["name"] for row in rows if row["state"] != "REMOVED" and row["name"].startswith("tuner-")}
+    return names - {actor["name"].rpartition("/")[0] for actor in list_named_actors(all_namespaces=True)}
 
 
 def remove(name: str) -> None:
