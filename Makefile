@@ -54,8 +54,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 		echo "no Chromium: the browser tests will be skipped"
 	@touch $@
 
+# The test of clocks needs faketime, which is Debian's package where we may install it.
 $(VENV)/.installed-peers: $(VENV)/.installed-dev
 	$(INSTALL) --editable '.[peers]'
+	@command -v faketime >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq faketime >/dev/null; } || \
+		echo "no faketime: the test of clocks will be skipped"
 	@touch $@
 
 clean:

@@ -6,9 +6,11 @@ What they do is theirs to decide; a test here fails only when the checker finds 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -73,13 +75,19 @@ tuner.fit()
 
 def start(tmp_path: Path, script: str, *arguments: str) -> subprocess.Popen[bytes]:
     (tmp_path / "peer.py").write_text(script)
+    os.makedirs(_session(tmp_path), exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "peer.py", *arguments],
         cwd=tmp_path,
-        env={**os.environ, "TUNER_TEST_PEER": tmp_path.name},
+        env={**os.environ, "TUNER_TEST_PEER": tmp_path.name, "RAY_TMPDIR": _session(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=(tmp_path / "errors").open("ab"),
     )
+
+
+def _session(tmp_path: Path) -> str:
+    """Ray's folder of a test: short, for the paths of its sockets have a limit."""
+    return f"/tmp/rp-{zlib.crc32(tmp_path.name.encode()):08x}"
 
 
 def lines(path: Path) -> list[str]:
@@ -123,4 +131,5 @@ def test_ray_tune_runs_finished_trials_again(tmp_path: Path, recovered: Callable
         recovered(f"peer, Ray Tune: driver killed: {again} of {len(done)} finished trials run again")
         assert again or lost, (tmp_path / "errors").read_text()[-2000:]
     finally:
-        sweep(tmp_path.name, "TUNER_TEST_PEER", seconds=10)
+        sweep(tmp_path.name, "TUNER_TEST_PEER", folders=[_session(tmp_path)], seconds=10)
+        shutil.rmtree(_session(tmp_path), ignore_errors=True)
