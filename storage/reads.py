@@ -44,6 +44,7 @@ __all__ = [
     "events",
     "failures",
     "is_empty",
+    "running_on",
     "studies",
     "study",
     "trial",
@@ -261,6 +262,22 @@ def events(engine: Engine, name: str, limit: int = 100) -> list[EventRow]:
         if not uid or not selects.have_ours(connection):
             return []
         return selects.event_rows(connection, uid, None, limit)
+
+
+def running_on(engine: Engine, name: str, kind: str) -> int:
+    """How many attempts of a study have begun, and not ended, on a cluster of a kind.
+
+    Args:
+        kind: ``"local"`` (it ends with its driver) or ``"standing"``, as the provenance has it.
+    """
+    with selects.view(engine) as connection:
+        _, uid = selects.study_ids(connection, name)
+        if not uid or not selects.have_ours(connection):
+            return 0
+        table = tables.attempts
+        there = table.c.provenance.contains(f'"cluster": "{kind}/', autoescape=True)
+        query = sa.select(sa.func.count()).where(table.c.study_uid == uid, table.c.state == "running", there)
+        return int(connection.execute(query).scalar_one())
 
 
 def failures(engine: Engine, name: str) -> list[FailureRow]:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from storage import Database, SqlStorage, migrations
+from storage.owner import identity
 from tests.test_moving import filled, plain
 from tuner.cli import main
 
@@ -235,3 +237,23 @@ def test_a_database_of_each_revision_is_upgraded_and_read(run: Run, tmp_path: Pa
         assert migrations.revision(connection) == migrations.head()
         assert migrations.differences(connection) == []
     database.dispose()
+
+
+def test_a_study_whose_trials_may_still_run_somewhere_is_not_deleted(run: Run, tmp_path: Path) -> None:
+    """As a driver that was killed on a standing cluster leaves it."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/tuner.db")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE tuner_attempts SET state = 'running', provenance = '{\"cluster\": \"standing/1\"}'"
+        )
+        owner = json.dumps({**identity("r"), "pid": 2**22, "start_time": "1"})
+        connection.exec_driver_sql(
+            "UPDATE tuner_leases SET owner = ?, renewed_at = datetime('now')", (owner,)
+        )
+    code, _, err = run("delete", "s", "--yes")
+    assert code == 3
+    assert "may still run on a cluster that outlives its driver" in err
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE tuner_leases SET renewed_at = datetime('now', '-2 minutes')")
+    engine.dispose()
+    assert run("delete", "s", "--yes")[0] == 0

@@ -174,7 +174,11 @@ class Driver:
         self._due += found.due
         self._running.update({running.number: running for running in found.running})
         for running, outcome in found.endings:
-            self._end(running, outcome)
+            self._end_lost(running, outcome)
+
+    def _end_lost(self, running: Running, outcome: Outcome) -> None:
+        self._end(running, outcome)
+        self._takeover.forget(running)
 
     # ------------------------------------------------------------------ the loop
 
@@ -309,7 +313,7 @@ class Driver:
         """Draw for a claimed attempt and dispatch it. A sampler or a space that fails, fails the trial."""
         if due.lost is not None:  # it has ended by now; another one follows, or none
             self._due.remove(due)
-            self._end(*self._takeover.ending(due))
+            self._end_lost(*self._takeover.ending(due))
             return
         try:
             draw = self._attempts.draw(due)

@@ -97,13 +97,18 @@ class TakeOver:
 
     def ending(self, due: Due) -> tuple[Running, Outcome]:
         """How an attempt ended that was lost, and that has certainly ended: as its last words say, if
-        it came to an end of its own, else ``driver_lost``. What it said before is taken in.
+        it came to an end of its own, else ``driver_lost``. What it said before is taken in; a driver
+        that is killed before the end is committed leaves them for the next one: see :meth:`forget`.
         """
         record = due.lost
         assert record is not None
         running = self._running(record, due.history, 0.0)
         text = "the driver was lost while this attempt ran"
         return running, self._listen(record, running) or Outcome(reason=Reason.DRIVER_LOST, message=text)
+
+    def forget(self, running: Running) -> None:
+        """The end of a lost attempt is committed, with what it said: its last words may go."""
+        last_words.remove(self._attempts.folder(running.number), running.attempt, running.ranks)
 
     def _is_wanted(self, assignment: Assignment, last: dict[int, AttemptRecord]) -> bool:
         record = last.get(assignment.number)
@@ -176,7 +181,6 @@ class TakeOver:
         detail = {"messages": {rank: len(messages) for rank, messages in words.items()}}
         self._study.event("last_words", detail, trial_id=record.trial_id, attempt=record.attempt)
         self._held.flush()
-        last_words.remove(root, record.attempt, running.ranks)
         outcome = decide(endings, None) if endings else None
         return outcome if outcome is not None and outcome.reason not in _NOT_ITS_OWN else None
 

@@ -18,7 +18,8 @@ from tuner.cli.source import command, driver_of, driver_text, known_study, readi
 from tuner.errors import BadInput, StudyExists, StudyHeld, StudyNotFound
 
 if TYPE_CHECKING:
-    pass
+    from storage import Database
+    from storage.views import StudyRow
 
 __all__ = ["copy", "delete", "export", "fork"]
 
@@ -161,6 +162,7 @@ def delete(ctx: click.Context, name: str, yes: bool, checkpoints: bool, storage:
                 f"study {name!r} is held by a live driver, {driver_text(study)}; "
                 f"end it with {command('stop', name, storage)!r} first"
             )
+        _refuse_orphans(database, study, name)
         trials = sum(study.states.values())
         if not yes:
             if not sys.stdin.isatty():
@@ -181,6 +183,26 @@ def delete(ctx: click.Context, name: str, yes: bool, checkpoints: bool, storage:
     elif paths:
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])
         click.echo(f"its {len(paths)} checkpoint files are still in {folder}")
+
+
+def _refuse_orphans(database: Database, study: StudyRow, name: str) -> None:
+    """Of a driver that was killed, trials may still run on a cluster that outlives it.
+
+    Raises:
+        StudyHeld: says when they will have ended themselves.
+    """
+    from storage import reads
+    from storage.clock import utcnow
+    from tuner.takeover import OUT_OF_REACH
+
+    if driver_of(study) == "none" or study.renewed_at is None:
+        return
+    left = OUT_OF_REACH - (utcnow() - study.renewed_at).total_seconds()
+    if left > 0 and reads.running_on(database.engine, name, "standing"):
+        raise StudyHeld(
+            f"trials of study {name!r} may still run on a cluster that outlives its driver, and end within "
+            f"a minute: try again in {left:.0f} s, or go on with {command('resume', name)!r}"
+        )
 
 
 @contextlib.contextmanager
