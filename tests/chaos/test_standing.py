@@ -54,13 +54,14 @@ def test_a_killed_driver_costs_no_step_and_the_next_one_adopts_what_runs(
     first.wait()
     killed = steps_done(tmp_path)
     until(lambda: steps_done(tmp_path) >= killed + 4)  # the training goes on without a driver
-    second = drive("two")
+    second = drive("two", "--ranks", "2", "--cpus", "0.5")  # what runs keeps the ranks that it has
     assert second.wait() == 0, second.errors()
     assert set(steps_run(tmp_path).values()) == {1}, "a step was run twice"
     assert len(steps_run(tmp_path)) == 2 * STEPS
     for trial in details(sqlite_url, 2):
         assert (trial.state, [row.reason for row in trial.attempt_rows]) == ("COMPLETE", ["complete"])
         assert [step for step, _ in trial.curve] == list(range(STEPS)), "a report was lost"
+        assert {part.world_size for part in trial.checkpoint_parts} == {1}
     assert groups_left(cluster.address, sqlite_url) == []
 
 

@@ -196,7 +196,7 @@ class RayExecutor(Executor):
             deadline = time.monotonic() + 5
             while self._parting and time.monotonic() < deadline:
                 self._handle(0.1)
-                self._parting = [group for group in self._parting if not group.has_parted]
+                self._parting = [group for group in self._parting if not group.finish_parting()]
         self._groups.clear()
         self._parting.clear()
         self._refs.clear()
@@ -364,7 +364,7 @@ class RayExecutor(Executor):
 
     def _keep_time(self) -> None:
         now = time.monotonic()
-        self._parting = [group for group in self._parting if not group.has_parted]
+        self._parting = [group for group in self._parting if not group.finish_parting()]
         for group in list(self._groups):
             group.keep_time(now)
             if group.idle_since is not None and now - group.idle_since > IDLE:

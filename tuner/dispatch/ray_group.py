@@ -292,7 +292,7 @@ class Group:
             shell.ping.remote(self._epoch)
 
     def part(self) -> None:
-        """Let the shells end and clean up, then give the resources back; see :attr:`has_parted`."""
+        """Let the shells end and clean up; :meth:`finish_parting` then gives the resources back."""
         self._part_by = time.monotonic() + PARTING
         self._attempt, self.idle_since = None, None
         self._parting = set(range(len(self._shells)))
@@ -300,9 +300,8 @@ class Group:
             handler = functools.partial(self._on_parted, rank)
             self._owner.watch(shell.shutdown.remote(self._epoch), handler)
 
-    @property
-    def has_parted(self) -> bool:
-        """Whether it is gone; gives the resources back as soon as that may be.
+    def finish_parting(self) -> bool:
+        """Give the resources back, if the shells have ended or had their time; whether it is gone.
 
         Shells that serve another driver are left alone, and so are their resources.
         """
