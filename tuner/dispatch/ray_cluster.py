@@ -107,8 +107,8 @@ class RayExecutor(Executor):
             for rank, shell in one.shells.items()
         }
         states: dict[str, dict[int, Standing]] = {one.name: {} for one in found}
-        for ref, (name, rank) in asked.items():
-            result = _result(ref, TAKE_OVER)
+        for ref, result in _results(list(asked), TAKE_OVER).items():
+            name, rank = asked[ref]
             if isinstance(result, StaleEpoch):
                 raise StudyHeld(f"another driver has taken over ({cause(result)}); this one ends")
             if isinstance(result, Standing):
@@ -332,11 +332,12 @@ class RayExecutor(Executor):
     def _end(self, rejected: Sequence[standing.Found]) -> None:
         """End groups of another driver that nobody wants, before anything else begins."""
         refs = [shell.shutdown.remote(self._epoch) for one in rejected for shell in one.shells.values()]
-        for ref in refs:
-            result = _result(ref, TAKE_OVER)
-            self._unsure = self._unsure or isinstance(result, ray.exceptions.GetTimeoutError)
+        ended = _results(refs, TAKE_OVER).values()
+        self._unsure = self._unsure or any(
+            isinstance(result, ray.exceptions.GetTimeoutError) for result in ended
+        )
         for one in rejected:
-            for shell in one.shells.values():
+            for shell in (*one.shells.values(), *one.pending):
                 ray.kill(shell)
             standing.remove(one.name)
 
@@ -436,6 +437,13 @@ def _result(ref: Any, timeout: float | None = None) -> Any:
         return ray.get(ref, timeout=timeout)
     except (ray.exceptions.RayError, RuntimeError) as error:
         return error
+
+
+def _results(refs: Sequence[Any], seconds: float) -> dict[Any, Any]:
+    """What has come within so many seconds of all of them; GetTimeoutError for the others."""
+    if refs:
+        ray.wait(list(refs), num_returns=len(refs), timeout=seconds)
+    return {ref: _result(ref, 0.001) for ref in refs}
 
 
 def show_token(address: str) -> None:

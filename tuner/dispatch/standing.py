@@ -25,11 +25,12 @@ NAMESPACE = "tuner"
 
 @dataclass(kw_only=True)
 class Found:
-    """What is there of a group; ``shells`` are actor handles by rank."""
+    """What is there of a group; ``shells`` are actor handles by rank, of actors that have started."""
 
     name: str
     placement: PlacementGroup | None = None
     shells: dict[int, Any] = field(default_factory=dict)
+    pending: list[Any] = field(default_factory=list)  # actors that wait for a place: nothing runs there
 
 
 def _prefix(study: str) -> str:
@@ -48,12 +49,17 @@ def find(study: str) -> list[Found]:
         if row["name"].startswith(_prefix(study)) and row["state"] != "REMOVED":
             placement = PlacementGroup(PlacementGroupID(bytes.fromhex(key)))
             found[row["name"]] = Found(name=row["name"], placement=placement)
+    states = {row["Name"]: row["State"] for row in state.actor_table(None).values() if row["State"] != "DEAD"}
     for actor in list_named_actors(all_namespaces=True):
         group, _, rank = actor["name"].rpartition("/")
         if group.startswith(_prefix(study)) and rank.isdigit():
             with contextlib.suppress(ValueError):  # it has ended meanwhile
                 handle = ray.get_actor(actor["name"], namespace=actor["namespace"])
-                found.setdefault(group, Found(name=group)).shells[int(rank)] = handle
+                one = found.setdefault(group, Found(name=group))
+                if states.get(actor["name"]) == "ALIVE":
+                    one.shells[int(rank)] = handle
+                else:
+                    one.pending.append(handle)
     return list(found.values())
 
 
