@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from storage import Database, reads
+from storage import Database, owner, reads
 from tests.chaos.history import Record, read
+from tuner.processes import marked
 
-__all__ = ["details", "events", "groups_left", "steps_done", "steps_run", "trainings"]
+__all__ = ["details", "events", "groups_left", "left_behind", "steps_done", "steps_run", "trainings"]
 
 
 def trainings(folder: Path) -> list[Record]:
@@ -61,6 +65,25 @@ def events(url: str) -> list[str]:
         return []  # nobody has made the database yet
     finally:
         engine.dispose()
+
+
+def left_behind(url: str) -> list[str]:
+    """Processes and temporary folders of the runs of a study that are still there."""
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    try:
+        with engine.connect() as connection:
+            ranks = connection.execute(sa.text("SELECT ranks FROM tuner_attempts")).scalars().all()
+            owners = connection.execute(sa.text("SELECT owner FROM tuner_leases")).scalars().all()
+    except sa.exc.DatabaseError:
+        return []  # nobody has made the database
+    finally:
+        engine.dispose()
+    processes = [rank["process"] for text in ranks if text for rank in json.loads(text)]
+    processes += [json.loads(text) for text in owners if text]
+    runs = {str(process["run"]) for process in processes if process}
+    found = [f"process {pid} of run {run}" for run in runs for pid in marked(run)]
+    found += [path for run in runs for path in glob.glob(f"{tempfile.gettempdir()}/tuner-{run}-*")]
+    return found + [f"rank {process['pid']}" for process in processes if process and owner.alive(process)]
 
 
 def groups_left(address: str, url: str) -> list[str]:

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from tests.chaos.cluster import StandingRay, standing_ray
 from tests.chaos.history import Record, read
-from tests.chaos.observer import events, groups_left, trainings
+from tests.chaos.observer import events, groups_left, left_behind, trainings
 from tests.chaos.programs import Program, until
 from tests.chaos.proxy import Proxy
 from tests.chaos.training_checker import check_run, steps_run_again
@@ -227,6 +227,7 @@ def test_many_random_kills(
             assert struck == kills, f"the study was over after {struck} kills"
             assert attack.errors() == []
             assert groups_left(cluster.address, url) == []
+            until(lambda: not left_behind(url), 70)
             recovered("random: steps run again, of all", None, steps_run_again(trainings(tmp_path)))
         finally:
             attack.end()
