@@ -78,7 +78,9 @@ def doctor(ctx: click.Context, ray: bool, address: str | None, storage: str | No
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{wrong} wrong" if wrong else "nothing is wrong")
+        warned = sum(finding.state == "warning" for finding in found)
+        notes = f"; {warned} to look at" if warned else ""
+        click.echo(f"{wrong} wrong{notes}" if wrong else f"nothing is wrong{notes}")
     if wrong:
         ctx.exit(1)
 

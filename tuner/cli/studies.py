@@ -175,7 +175,8 @@ def _lines(database: Database, study: StudyDetail) -> list[Text]:
             Text(f"  #{row.number:<6} {row.live or 'running':<8} {curve:<16} {said}{again}{foreign}")
         )
     for failure in reads.failures(database.engine, study.name):
-        head = f"{failure.count} x {failure.reason}{f' {failure.exception}' if failure.exception else ''}"
+        named = failure.exception and not failure.message.startswith(failure.exception)
+        head = f"{failure.count} x {failure.reason}{f' {failure.exception}' if named else ''}"
         lines.append(
             Text(f"  failed   {head}: {failure.message.splitlines()[0] if failure.message else ''}", "red")
         )
