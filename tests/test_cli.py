@@ -422,7 +422,7 @@ def test_status_of_an_ended_study_says_why_and_watching_it_ends_at_once(run: Run
         code, out, _ = run(*arguments)
         assert code == 0
         assert "2 fail" in out
-    assert "2 x exception ValueError" in run("status", "fails")[1]
+    assert "2 x exception: ValueError: boom" in run("status", "fails")[1]
     assert "budget of 2 trials spent" in run("status", "fails")[1]
 
 
