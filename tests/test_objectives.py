@@ -20,7 +20,7 @@ import torch
 from optuna.trial import FixedTrial, TrialState
 
 import tuner
-from objectives import demo, digits, functions, quadratic
+from objectives import demo, digits, functions, model_parallel, quadratic
 from tuner import checkpoint
 from tuner.assignment import Shard
 
@@ -132,8 +132,8 @@ from pathlib import Path
 import torch, torch._dynamo, torch.distributed as dist
 torch.set_num_threads(1)
 from test_objectives import ADAM, RankTrial, SGD
-from objectives import digits, quadratic
-digits.EPOCHS = 3
+from objectives import digits, model_parallel, quadratic
+digits.EPOCHS = model_parallel.EPOCHS = 3
 
 def run(name, rank, world_size, objective, params, **options):
     folder = Path(sys.argv[1]) / name
@@ -173,6 +173,10 @@ for ranks in (2, 3):
     group(f"plain-{ranks}", ranks, digits.objective, plain)
 group("whole", 2, digits.objective, ADAM)
 group("first", 2, digits.objective, ADAM, then="second")
+split = {"lr": 0.03, "width": 64, "batch_size": 64}
+for ranks in (2, 3):
+    group(f"split-{ranks}", ranks, model_parallel.objective, split)
+group("split-first", 2, model_parallel.objective, split, then="split-second")
 """
 
 
@@ -372,6 +376,42 @@ def test_two_ranks_resume_to_the_last_bit(groups: Callable[[str], Told]) -> None
     for rank in range(2):
         assert list(first.ranks[rank]["reports"]) == ["1", "2"]
         assert list(second.ranks[rank]["reports"]) == ["3"]
+        assert second.ranks[rank]["end"] == whole.ranks[rank]["end"]
+        assert second.ranks[rank]["metrics"]["3"] == whole.ranks[rank]["metrics"]["3"]
+        assert same(second.states[rank], whole.states[rank])
+
+
+def test_a_split_model_trains_as_the_whole_one(
+    groups: Callable[[str], Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_parallel, "EPOCHS", 3)
+    alone = RankTrial({"lr": 0.03, "width": 64, "batch_size": 64}, tmp_path)
+    value = model_parallel.objective(alone)
+    assert value > 0.9
+    for ranks in (2, 3):
+        for told in groups(f"split-{ranks}").ranks:
+            assert told["end"] == pytest.approx(value, abs=1 / 360)
+            for step, metrics in alone.metrics.items():
+                assert told["metrics"][str(step)]["train/loss"] == pytest.approx(
+                    metrics["train/loss"], abs=1e-5
+                )
+
+
+@pytest.mark.parametrize("width", [64, 100, 256])
+def test_no_rank_of_two_holds_more_than_60_percent_and_the_parts_are_the_whole(width: int) -> None:
+    def weights(rank: int, ranks: int) -> list[torch.Tensor]:
+        return list(model_parallel.stage_of(width, rank, ranks, 7).parameters())
+
+    whole, parts = weights(0, 1), [weights(rank, 2) for rank in (0, 1)]
+    assert same([*parts[0], *parts[1]], whole)
+    sizes = [sum(one.numel() for one in part) for part in parts]
+    assert max(sizes) <= 0.6 * sum(sizes)
+
+
+def test_a_split_model_resumes_to_the_last_bit(groups: Callable[[str], Told]) -> None:
+    whole, first, second = groups("split-2"), groups("split-first"), groups("split-second")
+    for rank in range(2):
+        assert list(first.ranks[rank]["reports"]) == ["1", "2"]
         assert second.ranks[rank]["end"] == whole.ranks[rank]["end"]
         assert second.ranks[rank]["metrics"]["3"] == whole.ranks[rank]["metrics"]["3"]
         assert same(second.states[rank], whole.states[rank])
