@@ -387,7 +387,7 @@ def test_a_split_model_trains_as_the_whole_one(
     monkeypatch.setattr(model_parallel, "EPOCHS", 3)
     alone = RankTrial({"lr": 0.03, "width": 64, "batch_size": 64}, tmp_path)
     value = model_parallel.objective(alone)
-    assert value > 0.9
+    assert value > 0.8
     for ranks in (2, 3):
         for told in groups(f"split-{ranks}").ranks:
             assert told["end"] == pytest.approx(value, abs=1 / 360)
