@@ -64,6 +64,7 @@ HUNG = {
 }
 
 
+@pytest.mark.fault("1 to 3, 18: ranks that end or hang, all at once")
 @pytest.mark.parametrize(
     ("faults", "stall"),
     [(KILLED, 30), pytest.param(HUNG, 4, marks=pytest.mark.chaos)],
@@ -165,6 +166,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.fault("14: the disk is full")
 def test_a_full_disk_fails_no_trial_and_its_checkpoints_stay_valid(
     drive: Drive, tmp_path: Path, sqlite_url: str, small_disk: Path, recovered: Note
 ) -> None:
