@@ -258,7 +258,9 @@ def test_out_of_memory_is_answered_as_was_asked(policy: Any, tries: int) -> None
     assert len(history) + 1 == tries
 
 
-@pytest.mark.parametrize("answer", ["again", 3, ValueError("the hook fails")])
+@pytest.mark.parametrize(
+    "answer", ["again", 3, ValueError("the hook fails"), Again(hint={"what no database holds": "\0"})]
+)
 def test_a_hook_that_fails_fails_its_trial_only(sqlite_url: str, answer: Any) -> None:
     def hook(trial: Any, attempt: int) -> Any:
         if isinstance(answer, Exception):

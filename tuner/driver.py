@@ -315,7 +315,10 @@ class Driver:
             self._due.remove(due)
             self._end_lost(*self._takeover.ending(due))
             return
+        planned = self._attempts.plan(due)
         try:
+            for key, value in planned.plan.hint.items():
+                self._held.storage.set_trial_user_attr(due.trial_id, key, value)
             draw = self._attempts.draw(due)
         except UpdateFinishedTrialError:
             self._held.finished_elsewhere.add(due.trial_id)
@@ -327,13 +330,10 @@ class Driver:
             self._end(self._attempts.start(due, {}, 0), failures.raised(error))
         else:
             self._due.remove(due)
-            self._dispatch(due, draw)
+            self._dispatch(planned, draw)
 
     def _dispatch(self, due: Due, draw: dict[str, Draw]) -> None:
         """Commit the attempt, then hand it to the executor."""
-        due = self._attempts.plan(due)
-        for key, value in due.plan.hint.items():
-            self._held.storage.set_trial_user_attr(due.trial_id, key, value)
         resources = due.plan.resources or self._settings.resources
         running = self._attempts.start(due, draw, resources.ranks)
         self._flush()
