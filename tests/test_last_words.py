@@ -13,7 +13,8 @@ import sqlalchemy as sa
 import tuner
 from storage import Database, reads
 from tuner import checkpoint, last_words
-from tuner.messages import Finished, Report, Saved, encode
+from tuner.dispatch import inline
+from tuner.messages import Ended, Finished, Report, Saved, encode
 from tuner.outcome import Outcome, Reason
 
 
@@ -167,3 +168,37 @@ def test_one_that_is_not_what_was_written_does_not_count(abandoned: Callable[...
 def test_lost_drivers_are_bounded_too(abandoned: Callable[..., Any]) -> None:
     trial = abandoned(REPORT, retry=tuner.Retry(max_preemptions=0))
     assert (trial.state, [row.reason for row in trial.attempt_rows]) == ("FAIL", ["driver_lost"])
+
+
+def test_what_is_saved_on_a_node_that_was_cut_off_is_where_its_trial_goes_on(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver lives, and reaches it no more: the attempt ends only when it must have ended itself."""
+    deliver = inline._InlineChannel.deliver
+
+    def cut_off(channel: Any, message: Any) -> None:
+        if isinstance(message, Ended) and channel._assignment.attempt == 1:
+            root = channel._assignment.checkpoints
+            shard = checkpoint.save(root, 1, 6, 0, {"step": 6})
+            saved = Saved(id=1, step=6, path=shard.path, digest=shard.digest, size=shard.size)
+            last_words.keep(root, 1, 0, lines(REPORT, saved))
+            message = Ended(outcome=Outcome(reason=Reason.NODE_LOST, message="its node died"), may_live=0.5)
+        deliver(channel, message)
+
+    monkeypatch.setattr(inline._InlineChannel, "deliver", cut_off)
+    study = tuner.create_study("s", storage=sqlite_url, sampler="random", seed=1)
+    tuner.optimize(
+        study,
+        lambda trial: float(trial.load_checkpoint().step) if trial.attempt > 1 else 0.0,
+        n_trials=1,
+        executor="inline",
+        progress=False,
+        checkpoints=str(tmp_path / "c"),
+        retry=tuner.Retry(backoff=0),
+    )
+    database = Database(sqlite_url, create=False)
+    trial = reads.trial(database.engine, "s", 0)
+    database.dispose()
+    assert trial is not None
+    assert [row.reason for row in trial.attempt_rows] == ["node_lost", "complete"]
+    assert trial.values == (6.0,)

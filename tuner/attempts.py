@@ -53,8 +53,9 @@ class Due:
         history: the attempts before it.
         resume: the checkpoint that it starts from, or None.
         plan: how it differs from the attempt before it.
-        lost: it is the attempt of a driver that is gone, which may still run where nobody reaches
-            it; when it is due it has ended, and another one follows.
+        lost: it is an attempt that nobody reaches any more, and that may still run; when it is due it
+            has ended, and another one follows.
+        outcome: how that one ended, if it left no word of its own; None: its driver was lost.
     """
 
     trial_id: int
@@ -65,6 +66,7 @@ class Due:
     resume: retention.Whole | None = None
     plan: Again = field(default_factory=Again)
     lost: AttemptRecord | None = None
+    outcome: Outcome | None = None
 
 
 @dataclass(kw_only=True)
@@ -204,11 +206,35 @@ class Attempts:
                 "checkpoints_apart", {"why": text}, trial_id=running.trial_id, attempt=running.attempt
             )
 
-    def end(self, running: Running, outcome: Outcome, may_live: float = 0.0) -> Due | TrialState | None:
-        """Record how an attempt ended.
+    def out_of_reach(self, running: Running, outcome: Outcome, seconds: float) -> Due:
+        """An attempt that was cut off, and may run for so many seconds more: it ends only then, since it
+        may save checkpoints until then that count.
+        """
+        record = AttemptRecord(
+            trial_id=running.trial_id,
+            number=running.number,
+            attempt=running.attempt,
+            state="running",
+            reason=None,
+            charged=False,
+            resumed_step=None,
+            relative=None,
+            attributes=None,
+            ranks=None,
+            provenance=None,
+        )
+        return Due(
+            trial_id=running.trial_id,
+            number=running.number,
+            attempt=running.attempt,
+            due=time.monotonic() + seconds,
+            history=running.history,
+            lost=record,
+            outcome=outcome,
+        )
 
-        Args:
-            may_live: seconds for which it may still run where nobody reaches it.
+    def end(self, running: Running, outcome: Outcome) -> Due | TrialState | None:
+        """Record how an attempt ended.
 
         Returns:
             The next attempt, claimed in the same transaction; or the trial's terminal state; or
@@ -234,7 +260,7 @@ class Attempts:
         if decision.again:
             past = PastAttempt(reason=outcome.reason, charged=decision.charged)
             history = (*running.history, past)
-            due = self.again(end, running.number, history, max(decision.delay, may_live), decision.why)
+            due = self.again(end, running.number, history, decision.delay, decision.why)
             return dataclasses.replace(due, plan=plan or Again())
         state = retry.state_of(outcome, self._policy)
         try:

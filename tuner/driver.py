@@ -383,8 +383,11 @@ class Driver:
     def _end(self, running: Running, outcome: Outcome, may_live: float = 0.0) -> None:
         """An attempt has its outcome: record it, and what follows."""
         running.ended = True
+        if may_live:
+            self._due.append(self._attempts.out_of_reach(running, outcome, may_live))
+            return
         try:
-            result = self._attempts.end(running, outcome, may_live)
+            result = self._attempts.end(running, outcome)
         except storage.Refused as error:  # the trial must not stay open for it
             text = f"its end could not be stored: {error}"
             result = self._attempts.end(running, Outcome(reason=Reason.REFUSED, message=text))

@@ -97,14 +97,16 @@ class TakeOver:
 
     def ending(self, due: Due) -> tuple[Running, Outcome]:
         """How an attempt ended that was lost, and that has certainly ended: as its last words say, if
-        it came to an end of its own, else ``driver_lost``. What it said before is taken in; a driver
-        that is killed before the end is committed leaves them for the next one: see :meth:`forget`.
+        it came to an end of its own, else as it was seen, or ``driver_lost``. What it said before is
+        taken in; a driver that is killed before the end is committed leaves them for the next one: see
+        :meth:`forget`.
         """
         record = due.lost
         assert record is not None
         running = self._running(record, due.history, 0.0)
         text = "the driver was lost while this attempt ran"
-        return running, self._listen(record, running) or Outcome(reason=Reason.DRIVER_LOST, message=text)
+        seen = due.outcome or Outcome(reason=Reason.DRIVER_LOST, message=text)
+        return running, self._listen(record, running) or seen
 
     def forget(self, running: Running) -> None:
         """The end of a lost attempt is committed, with what it said: its last words may go."""
