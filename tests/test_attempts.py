@@ -47,9 +47,9 @@ def detail(held: HeldStudy, number: int = 0) -> TrialDetail:
     return found
 
 
-def part(folder: Path, attempt: int, step: int, rank: int = 0) -> Saved:
-    shard = checkpoint.save(str(folder / "saved"), attempt, step, rank, {"step": step})
-    return Saved(id=1, step=step, path=shard.path, digest=shard.digest, size=shard.size)
+def part(folder: Path, attempt: int, step: int, ranks: int = 1) -> Saved:
+    shard = checkpoint.save(str(folder / "saved"), attempt, step, 0, {"step": step})
+    return Saved(id=1, step=step, path=shard.path, digest=shard.digest, size=shard.size, world_size=ranks)
 
 
 def left(folder: Path) -> list[str]:
@@ -71,7 +71,7 @@ def test_ranks_that_do_not_save_together_are_told_of_once(
     running = started(attempts, held, ranks=2)
     with caplog.at_level(logging.WARNING, "tuner"):
         for step in range(5):
-            attempts.save(running, 0, part(tmp_path, 1, step))
+            attempts.save(running, 0, part(tmp_path, 1, step, ranks=2))
     held.flush()
     (record,) = caplog.records
     assert record.getMessage().startswith("trial 0: rank 1 saved none of the last 3 steps; every rank must")

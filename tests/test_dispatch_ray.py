@@ -39,7 +39,7 @@ from tuner.messages import (
 )
 from tuner.outcome import Outcome, Reason
 from tuner.processes import is_gone, marked
-from tuner.resources import Resources
+from tuner.resources import Resources, alternatives
 
 RUN = f"ray-tests-{os.getpid()}"
 
@@ -104,7 +104,7 @@ class Driver:
         self.executor = executor or RayExecutor()
         self.seen: list[Envelope] = []
         self.prune_at = 10**9
-        self.cluster = self.executor.open(RUN, 1, resources, self.sink)
+        self.cluster = self.executor.open(RUN, 1, alternatives(resources), self.sink)
 
     def sink(self, envelope: Envelope) -> None:
         self.seen.append(envelope)
@@ -119,7 +119,7 @@ class Driver:
         self.executor.committed(envelope.number, envelope.rank, envelope.seq)
 
     def start(self, name: str, number: int) -> None:
-        self.executor.start(assignment(self.file, name, number, self.resources, self.cluster.gpus))
+        self.executor.start(assignment(self.file, name, number, self.resources))
 
     def messages(self, number: int) -> list[Any]:
         return [envelope.message for envelope in self.seen if envelope.number == number]
@@ -150,9 +150,7 @@ class Driver:
         return ended.outcome  # type: ignore[no-any-return]
 
 
-def assignment(
-    file: Path, name: str, number: int, resources: Resources, gpus: float, run: str = RUN
-) -> Assignment:
+def assignment(file: Path, name: str, number: int, resources: Resources, run: str = RUN) -> Assignment:
     return Assignment(
         run=run,
         epoch=1,
@@ -164,7 +162,6 @@ def assignment(
         started="2026-01-01T00:00:00",
         objective=ObjectiveRef(file=str(file), module=file.stem, name=name),
         resources=resources,
-        gpus=gpus,
         checkpoints=str(file.parent / "checkpoints"),
     )
 
@@ -314,7 +311,7 @@ def test_when_a_shell_dies_the_rank_is_lost_and_a_new_group_takes_the_next_trial
 def test_gpus_are_assigned_by_ray_one_to_each_trial(cluster: str, pair: Driver, file: Path) -> None:
     driver = Driver(file, Resources())
     try:
-        assert (driver.cluster.gpus, driver.cluster.slots) == (1, 2)
+        assert driver.cluster.slots == 2
         assert driver.cluster.description == "1 node, 4 CPUs, 2 GPUs"
         for number in (0, 1):
             driver.start("devices", number)
@@ -337,9 +334,9 @@ def test_gpus_that_are_not_asked_for_are_hidden(pair: Driver) -> None:
 
 def test_a_trial_that_can_never_fit_is_refused_with_both_numbers(cluster: str) -> None:
     with pytest.raises(Infeasible, match=r"one trial needs 4 GPUs \(ranks=2 of 2\), the cluster has 2"):
-        RayExecutor().open(RUN, 1, Resources(ranks=2, gpus=2), lambda envelope: None)
+        RayExecutor().open(RUN, 1, [Resources(ranks=2, gpus=2)], lambda envelope: None)
     with pytest.raises(Infeasible, match="one trial needs 5 CPUs"):
-        RayExecutor().open(RUN, 1, Resources(cpus=5, gpus=0), lambda envelope: None)
+        RayExecutor().open(RUN, 1, [Resources(cpus=5, gpus=0)], lambda envelope: None)
 
 
 def test_a_cluster_where_shells_cannot_start_is_named_with_the_cause(
@@ -368,7 +365,7 @@ from tuner.resources import Resources
 def main():
     run, given, wanted = sys.argv[1], pickle.loads(Path(sys.argv[2]).read_bytes()), sys.argv[3]
     executor, kinds = RayExecutor(), []
-    executor.open(run, 1, Resources(gpus=0), lambda envelope: kinds.append(type(envelope.message).__name__))
+    executor.open(run, 1, [Resources(gpus=0)], lambda envelope: kinds.append(type(envelope.message).__name__))
     executor.start(given)
     while wanted not in kinds:
         executor.poll(0.1)
@@ -385,7 +382,7 @@ main()
 def driver_of(file: Path, folder: Path, run: str, **environment: str) -> Iterator[tuple[Any, Path]]:
     """A driver in a process of its own whose trial has reported, and the folder of its Ray's session."""
     request = folder / "assignment"
-    request.write_bytes(pickle.dumps(assignment(file, "waits_apart", 0, Resources(gpus=0), 0, run)))
+    request.write_bytes(pickle.dumps(assignment(file, "waits_apart", 0, Resources(gpus=0), run)))
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, run, str(request), "Report"],
@@ -438,7 +435,7 @@ def test_nothing_of_a_killed_driver_is_left_on_a_standing_cluster(
         driver.kill()
         driver.wait(timeout=10)
         until_nothing_is_left(run)
-    assert RayExecutor().open(RUN, 1, Resources(), lambda envelope: None).slots == 2
+    assert RayExecutor().open(RUN, 1, [Resources()], lambda envelope: None).slots == 2
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
@@ -449,7 +446,7 @@ def test_a_cluster_that_does_not_answer_is_named_in_one_line(address: str) -> No
         from tuner.errors import ClusterUnavailable
         from tuner.resources import Resources
         try:
-            RayExecutor(sys.argv[1]).open("r", 1, Resources(), print)
+            RayExecutor(sys.argv[1]).open("r", 1, [Resources()], print)
         except ClusterUnavailable as error:
             print(error)
     """

@@ -25,7 +25,14 @@ MAY_IMPORT = {
     "storage": {"storage"},
     "tuner": {"tuner", "storage"},
 }
-RANK = ("tuner.agreement", "tuner.checkpoint", "tuner.checkpoint_state", "tuner.seeds", "tuner.trial")
+RANK = (
+    "tuner.agreement",
+    "tuner.checkpoint",
+    "tuner.checkpoint_state",
+    "tuner.device",
+    "tuner.seeds",
+    "tuner.trial",
+)
 DOORS = {
     "ray": ("tuner.dispatch",),
     "streamlit": ("dashboard",),

@@ -79,6 +79,8 @@ class Assignment:
         can_prune: False where the pruner can never say True, so ``should_prune`` need not ask.
         strict: a fixed parameter that its distribution does not hold is an error, not a warning.
         alone: nothing else of ours runs on its node meanwhile.
+        resources: what it was given; the one it would rather have until it has its place.
+        alternatives: what it may be given, in order of preference; none: ``resources`` only.
     """
 
     run: str
@@ -91,7 +93,7 @@ class Assignment:
     started: str  # ISO, UTC as Optuna stores it
     objective: ObjectiveRef
     resources: Resources
-    gpus: float = 0  # per rank, resolved
+    alternatives: tuple[Resources, ...] = ()
     params: Mapping[str, Draw] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     relative: Mapping[str, Draw] = field(default_factory=dict)

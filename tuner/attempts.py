@@ -187,7 +187,7 @@ class Attempts:
                 attempt=running.attempt,
                 step=saved.step,
                 rank=rank,
-                world_size=running.ranks,
+                world_size=saved.world_size,
                 path=saved.path,
                 digest=saved.digest,
                 size=saved.size,

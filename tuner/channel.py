@@ -20,6 +20,7 @@ class Place:
         host, port: where rank 0's TCPStore listens; "" and 0 with one rank.
         listen_fd: on rank 0, the socket that is already bound to ``port``; else -1.
         one_node: all ranks run on one node, so that the loopback interface serves gloo.
+        devices: physical ids of the GPUs that Ray gave to this rank.
     """
 
     rank: int = 0
@@ -29,6 +30,7 @@ class Place:
     port: int = 0
     listen_fd: int = -1
     one_node: bool = True
+    devices: tuple[str, ...] = ()
 
 
 class Channel(Protocol):

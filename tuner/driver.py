@@ -12,7 +12,7 @@ import collections
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
@@ -26,7 +26,7 @@ from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.dispatch.base import Cluster, Executor
 from tuner.errors import BadInput, ClusterUnavailable, StudyHeld, StudyStopped
-from tuner.job import Job, assignment
+from tuner.job import Job, assignment, wanted
 from tuner.messages import (
     Ended,
     Envelope,
@@ -36,6 +36,7 @@ from tuner.messages import (
     Started,
 )
 from tuner.outcome import Outcome, Reason
+from tuner.resources import Resources, alternatives
 from tuner.signals import Signals
 from tuner.snapshot import Progress, Snapshot
 from tuner.study import DrivenStudy
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 FLUSH_EVERY = 0.25  # seconds: reports are durable within half a second
 REFRESH_EVERY = 0.5  # seconds between looks at what other programs did
 GIVE_UP = 600.0  # seconds without a database and without a running trial
+SAY_WAIT = 15.0  # seconds that all wait for resources before we say so
 LOGGED = 10  # failures of a class that are logged, each in a line
 DRAW_EVERY = 0.2  # seconds between frames of the progress display
 
@@ -94,11 +96,13 @@ class Driver:
         self._failures_in_a_row: list[Outcome] = []
         self._finished_here = 0
         self._returns = 0
+        self._without_place: float | None = None  # since when nothing of ours has one
+        self._said_to_wait = False
         self._away_since: float | None = None
         self._began = time.monotonic()
         self._next_flush = self._next_refresh = self._next_draw = 0.0
         self._signals = Signals()
-        self._cluster = Cluster(slots=1, gpus=0, description="")
+        self._cluster = Cluster(slots=1, description="")
 
     def run(self) -> str:
         """Drive the study to its end and return why it ended.
@@ -114,8 +118,9 @@ class Driver:
             with self._signals as signals, contextlib.ExitStack() as stack:
                 stack.callback(self._executor.close)
                 epoch = self._held.lease.epoch
+                usual = alternatives(self._settings.resources)
                 self._cluster = self._executor.open(
-                    self._job.run, epoch, self._settings.resources, self._receive, self._held.uid
+                    self._job.run, epoch, usual, self._receive, self._held.uid
                 )
                 signals.count_only()
                 self._probe()
@@ -320,6 +325,7 @@ class Driver:
             for key, value in planned.plan.hint.items():
                 self._held.storage.set_trial_user_attr(due.trial_id, key, value)
             draw = self._attempts.draw(due)
+            resources = wanted(self._job, self._study, planned, draw)
         except UpdateFinishedTrialError:
             self._held.finished_elsewhere.add(due.trial_id)
             self._drop_finished_elsewhere()
@@ -330,15 +336,14 @@ class Driver:
             self._end(self._attempts.start(due, {}, 0), failures.raised(error))
         else:
             self._due.remove(due)
-            self._dispatch(planned, draw)
+            self._dispatch(planned, draw, resources)
 
-    def _dispatch(self, due: Due, draw: dict[str, Draw]) -> None:
+    def _dispatch(self, due: Due, draw: dict[str, Draw], resources: Sequence[Resources]) -> None:
         """Commit the attempt, then hand it to the executor."""
-        resources = due.plan.resources or self._settings.resources
-        running = self._attempts.start(due, draw, resources.ranks)
+        running = self._attempts.start(due, draw, max(one.count for one in resources))
         self._flush()
         self._running[due.number] = running
-        self._executor.start(assignment(self._job, self._study, due, draw, self._cluster.gpus))
+        self._executor.start(assignment(self._job, self._study, due, draw, resources))
 
     # ------------------------------------------------------------------ messages
 
@@ -369,6 +374,7 @@ class Driver:
         match envelope.message:
             case Started(ranks=ranks):
                 self._attempts.place(running, ranks)
+                running.ranks = len(ranks)
                 running.began = running.reported = time.monotonic()
             case Question() as question:
                 answer = self._answers.to(running, envelope.rank, question)
@@ -439,6 +445,7 @@ class Driver:
     def _watch(self, now: float) -> None:
         """End attempts that are too long, or silent."""
         total, silence = self._settings.trial_timeout, self._settings.stall_timeout
+        self._bound_wait(now)
         for running in list(self._running.values()):
             if running.began is None:
                 continue  # it waits for a place
@@ -446,6 +453,28 @@ class Driver:
                 self._kill(running, Reason.TIMEOUT, f"ran longer than trial_timeout={total:g} s")
             elif silence is not None and now - running.reported > silence:
                 self._kill(running, Reason.STALLED, f"no report within stall_timeout={silence:g} s")
+
+    def _bound_wait(self, now: float) -> None:
+        """Say that nothing of ours has the resources it needs, and end the run when that is too long."""
+        here = [running for running in self._running.values() if not running.ended]
+        if any(running.began is not None for running in here) or (not here and self._slots()):
+            self._without_place = None
+            return
+        if self._without_place is None:
+            self._without_place, self._said_to_wait = now, False
+        waited, bound = now - self._without_place, self._settings.resource_timeout
+        waits = self._executor.waits()
+        what = next(iter(waits.values()), "resources: the cluster holds no trial now")
+        if waited > SAY_WAIT and not self._said_to_wait:
+            self._said_to_wait = True
+            log.warning("nothing runs: trials wait for %s", what)
+        if bound is not None and waited > bound and not self._failure:
+            self._failure = (
+                f"trials waited {bound:g} s for {what}, and got none; run again to resume, or give a longer "
+                "resource_timeout"
+            )
+            self._draining = "no resources came free"
+            self._stop_all(Reason.INTERRUPTED)
 
     def _kill(self, running: Running, reason: Reason, message: str) -> None:
         if not running.killed and not running.ended:
@@ -512,6 +541,7 @@ class Driver:
         return snapshot.take(
             self._held,
             self._running.values(),
+            self._executor.waits(),
             n_trials=self._settings.n_trials,
             seconds=time.monotonic() - self._began,
             finished_here=self._finished_here,

@@ -14,6 +14,12 @@ __all__ = ["raised", "stopped", "storable"]
 
 _MAX_MESSAGE = 1_000
 _MAX_TRACEBACK = 64 * 1024
+_HARDWARE = (
+    "uncorrectable ecc error",
+    "fallen off the bus",
+    "uncorrectable nvlink error",
+    "hardware stack error",
+)
 _OURS = str(Path(__file__).parent)
 
 
@@ -21,13 +27,15 @@ def raised(error: BaseException, reason: Reason | None = None, message: str | No
     """The outcome of an attempt that ended with this exception.
 
     Args:
-        reason: by default EXCEPTION, or what its type says: memory ran out, a checkpoint was not saved.
+        reason: by default EXCEPTION, or what it says: memory ran out, no checkpoint was saved, a GPU broke.
         message: instead of the exception's type and the first line of its text.
     """
     if reason is None:
         reason = Reason.OOM if _is_out_of_memory(error) else Reason.EXCEPTION
         if isinstance(error, CheckpointNotSaved):
             reason = Reason.CHECKPOINT_NOT_SAVED
+        elif _is_hardware(error):
+            reason = Reason.DEVICE_FAILED
     return Outcome(
         reason=reason,
         message=_message(_line(error) if message is None else message),
@@ -77,6 +85,12 @@ def _own_traceback(error: BaseException) -> str:
 def _is_ours(frame: TracebackType) -> bool:
     file = frame.tb_frame.f_code.co_filename
     return os.path.dirname(file) == _OURS or "importlib" in file
+
+
+def _is_hardware(error: BaseException) -> bool:
+    """Whether CUDA says that the device itself is at fault, which is not the objective's doing."""
+    text = _line(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _HARDWARE)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

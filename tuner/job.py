@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import optuna
-from optuna.distributions import distribution_to_json
+from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial
 
 from tuner.alerts import Alerts
 from tuner.assignment import Assignment, Draw, ObjectiveRef
 from tuner.attempts import Due
+from tuner.resources import Resources, alternatives, chosen
 from tuner.seeds import trial_seed
 from tuner.settings import Settings
 from tuner.study import DrivenStudy, Space
 
-__all__ = ["Callback", "Job", "assignment"]
+__all__ = ["Callback", "Job", "assignment", "wanted"]
 
 Callback = Callable[[optuna.Study, FrozenTrial], object]
 """Called in the driver with (study, trial) after the commit of a terminal state."""
@@ -48,12 +49,26 @@ class Job:
     grace: float = 10.0
 
 
-def assignment(job: Job, study: DrivenStudy, due: Due, draw: Mapping[str, Draw], gpus: float) -> Assignment:
+def wanted(job: Job, study: DrivenStudy, due: Due, draw: Mapping[str, Draw]) -> tuple[Resources, ...]:
+    """What an attempt may be given, in order of preference. What a user's function raises comes out."""
+    if due.plan.resources is not None:
+        return alternatives(due.plan.resources)
+    trial = study.held.image.trial(due.trial_id)
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+    for name, one in draw.items():
+        distribution = json_to_distribution(one.distribution)
+        params.setdefault(name, distribution.to_external_repr(one.value))
+    return chosen(job.settings.resources, params)
+
+
+def assignment(
+    job: Job, study: DrivenStudy, due: Due, draw: Mapping[str, Draw], wanted: Sequence[Resources]
+) -> Assignment:
     """What the ranks of an attempt receive.
 
     Args:
         draw: the trial's joint draw.
-        gpus: per rank, as the executor resolved them.
+        wanted: what it may be given, in order of preference.
     """
     trial = study.held.image.trial(due.trial_id)
     constraints = {
@@ -78,8 +93,8 @@ def assignment(job: Job, study: DrivenStudy, due: Due, draw: Mapping[str, Draw],
         seed=trial_seed(study.seed, due.number),
         started=trial.datetime_start.isoformat() if trial.datetime_start else "",
         objective=job.objective,
-        resources=due.plan.resources or job.settings.resources,
-        gpus=gpus,
+        resources=wanted[0],
+        alternatives=tuple(wanted),
         params=params,
         fixed=trial.system_attrs.get("fixed_params", {}),
         relative=draw,

@@ -29,6 +29,7 @@ from tuner.outcome import Reason
 __all__ = ["hear", "keep", "remove"]
 
 MOST = 2**28
+MOST_RANKS = 2**16
 """Bytes of a file that are read; an outbox is bounded too."""
 
 
@@ -77,8 +78,8 @@ def _is_sound(message: Message, folder: str, values: int) -> bool:
             return True
         case Log(step=int(), metrics=dict(metrics)):
             return all(isinstance(value, int | float) for value in metrics.values())
-        case Saved(step=int(), path=str(path), digest=str(digest), size=int()):
-            inside = path.startswith(f"{folder}/step-") and ".." not in path
+        case Saved(step=int(), path=str(path), digest=str(digest), size=int(), world_size=int(ranks)):
+            inside = path.startswith(f"{folder}/step-") and ".." not in path and 0 < ranks <= MOST_RANKS
             return inside and re.fullmatch("[0-9a-f]{64}", digest) is not None
         case Saved():
             return False

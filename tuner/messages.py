@@ -109,12 +109,17 @@ class Ask(Question):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Question):
-    """A rank's checkpoint is durable on its file system. Answer: None, once it is recorded."""
+    """A rank's checkpoint is durable on its file system. Answer: None, once it is recorded.
+
+    Attributes:
+        world_size: of the attempt: the checkpoint is whole when so many ranks have saved it.
+    """
 
     step: int
     path: str
     digest: str
     size: int
+    world_size: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +168,12 @@ class Finished(Message):
 
     Attributes:
         collateral: the error only says that a peer went away; the peer's end is the cause.
+        device: which of the rank's GPUs failed its probe, from 0; None: none did.
     """
 
     outcome: Outcome
     collateral: bool = False
+    device: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from tuner.dispatch.base import Executor
 from tuner.driver import Driver
 from tuner.errors import BadInput
 from tuner.job import Callback, Job
-from tuner.resources import Resources
+from tuner.resources import Resources, ResourcesSpec
 from tuner.retry import Retry
 from tuner.settings import Settings
 from tuner.snapshot import Progress
@@ -50,11 +50,12 @@ def optimize(
     show_progress_bar: bool | None = None,
     *,
     space: Space = None,
-    resources: Resources | None = None,
+    resources: ResourcesSpec | None = None,
     max_concurrent: int | None = None,
     retry: Retry | None = None,
     trial_timeout: float | None = None,
     stall_timeout: float | None = None,
+    resource_timeout: float | None = 3600.0,
     checkpoints: str | os.PathLike[str] | None = None,
     address: str | None = None,
     executor: str = "ray",
@@ -77,10 +78,15 @@ def optimize(
             attempt is a process of its own.
         callbacks: called in the driver with (study, trial) after the commit of a terminal state.
         space: distributions by name, or a function of the trial; evaluated in the driver.
-        resources: per rank; see :class:`tuner.Resources`.
+        resources: per rank; see :class:`tuner.Resources`. A list of them, in order of preference: a
+            trial is given the first that is free (``[Resources(gpus=1), Resources(cpus=4, gpus=0)]``).
+            Or a function of the trial's parameters (a dict) that returns either: it knows those that
+            are drawn before the trial starts, which with ``space`` are all.
         retry: see :class:`tuner.Retry`.
         trial_timeout: seconds of wall clock that an attempt may take.
         stall_timeout: seconds that an attempt may be silent (no report, no question).
+        resource_timeout: seconds that trials may wait for their resources while none of ours runs:
+            then the run ends, and says for what; None waits for ever.
         checkpoints: fsspec URI or folder; default: beside a SQLite file. Several nodes need a shared one.
         address: of a Ray cluster; default ``$RAY_ADDRESS``, else a local one, started and ended here.
         executor: ``"ray"``, or ``"inline"``: one trial at a time in this process, for debugging.
@@ -114,6 +120,7 @@ def optimize(
         retry=retry or Retry(),
         trial_timeout=trial_timeout,
         stall_timeout=stall_timeout,
+        resource_timeout=resource_timeout,
         checkpoints=None if checkpoints is None else os.fspath(checkpoints),
         address=address,
         executor=executor,
@@ -237,11 +244,8 @@ def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise BadInput(f"resume has no setting {name!r}; it has: {', '.join(sorted(known))}")
     plain = dict(changes)
-    for name in ("resources", "retry"):
-        if isinstance(plain.get(name), Resources):
-            plain[name] = {**plain[name].__dict__}
-        elif isinstance(plain.get(name), Retry):
-            plain[name] = json.loads(plain[name].to_json())
+    if isinstance(plain.get("retry"), Retry):
+        plain["retry"] = json.loads(plain["retry"].to_json())
     return plain
 
 

@@ -26,6 +26,7 @@ class Reason(enum.StrEnum):
     NODE_LOST = "node_lost"  # the node, or the actor that held the rank, died
     OOM = "oom"  # out of memory: the trial's own doing
     NODE_MEMORY = "node_memory"  # the node ran out of memory, and the trial held no more than it may
+    DEVICE_FAILED = "device_failed"  # a GPU did not work, or was not free; it is set aside
     CHECKPOINT_NOT_SAVED = "checkpoint_not_saved"  # the file system took no checkpoint
     STALLED = "stalled"  # no report within stall_timeout
     TIMEOUT = "timeout"  # longer than trial_timeout

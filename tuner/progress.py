@@ -324,6 +324,8 @@ def _best(snapshot: Snapshot) -> Text:
 
 def _running(trial: RunningTrial) -> Text:
     text = Text.assemble((f"  #{trial.number:<5}", "cyan"), f"{clock_text(trial.seconds):>7}  ")
+    if trial.waits:
+        return text.append(f"waits for {trial.waits}", "yellow")
     text.append(f"{sparkline(trial.values):<16}", "cyan")
     if trial.values:
         text.append(f"  {number_text(trial.values[-1]):<10}")

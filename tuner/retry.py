@@ -30,6 +30,7 @@ _UNCHARGED = frozenset(
         Reason.NODE_LOST,
         Reason.NODE_MEMORY,
         Reason.CHECKPOINT_NOT_SAVED,
+        Reason.DEVICE_FAILED,
         Reason.PREEMPTED,
         Reason.DRIVER_LOST,
         Reason.INTERRUPTED,
@@ -86,7 +87,7 @@ class Retry:
             ``ConnectionError``), any other type only itself.
         backoff: seconds before the first retry; doubled for each further one, at most 60.
         max_preemptions: uncharged attempts (a node or driver lost, a node full of others' memory, a
-            file system that takes no checkpoint, a preemption) of a trial.
+            GPU that failed, a file system that takes no checkpoint, a preemption) of a trial.
         on_oom: after a trial ran out of memory: ``"alone"``: one more try, with nothing else of the
             study on its node; ``"fail"``: none; or a function of (trial, attempt) that returns
             :class:`tuner.Again`, or None to let the trial fail. It is called in the driver, and

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
 from tuner.errors import BadInput
-from tuner.resources import Resources
+from tuner.resources import Resources, ResourcesSpec, alternatives, from_plain, to_plain
 from tuner.retry import Retry
 
 __all__ = ["Settings"]
@@ -37,11 +37,12 @@ class Settings:
     timeout: float | None = None
     space: Mapping[str, BaseDistribution] | None = None
     space_is_function: bool = False
-    resources: Resources = field(default_factory=Resources)
+    resources: ResourcesSpec = field(default_factory=Resources)
     max_concurrent: int | None = None
     retry: Retry = field(default_factory=Retry)
     trial_timeout: float | None = None
     stall_timeout: float | None = None
+    resource_timeout: float | None = 3600.0
     checkpoints: str | None = None
     address: str | None = None
     executor: str = "ray"
@@ -53,7 +54,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise BadInput(f"{name}={value!r}: give a whole number of at least 1")
-        for name in ("timeout", "trial_timeout", "stall_timeout"):
+        alternatives(self.resources)
+        for name in ("timeout", "trial_timeout", "stall_timeout", "resource_timeout"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise BadInput(f"{name}={value!r}: give seconds above 0, or None")
@@ -69,7 +71,7 @@ class Settings:
     def to_json(self) -> str:
         """The settings as JSON; no code and no values of environment variables."""
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        fields["resources"] = {**dataclasses.asdict(self.resources)}
+        fields["resources"] = to_plain(self.resources)
         fields["retry"] = json.loads(self.retry.to_json())
         if self.space is not None:
             fields["space"] = {name: distribution_to_json(dist) for name, dist in self.space.items()}
@@ -81,7 +83,7 @@ class Settings:
         known = {item.name for item in dataclasses.fields(cls)}
         fields = {name: value for name, value in stored.items() if name in known}
         if "resources" in fields:
-            fields["resources"] = Resources(**fields["resources"])
+            fields["resources"] = from_plain(fields["resources"])
         if "retry" in fields:
             fields["retry"] = Retry.from_json(json.dumps(fields["retry"]))
         if fields.get("space") is not None:

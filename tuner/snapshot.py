@@ -17,7 +17,9 @@ __all__ = ["Progress", "RunningTrial", "Snapshot", "best", "take"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTrial:
-    """A trial on the workers. ``seconds`` counts from the attempt's start; ``values`` are its reports."""
+    """A trial on the workers. ``seconds`` counts from the attempt's start; ``values`` are its reports;
+    ``waits`` is what it waits for where it has no place yet.
+    """
 
     number: int
     attempt: int
@@ -25,6 +27,7 @@ class RunningTrial:
     step: int | None
     values: tuple[float, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
+    waits: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,13 @@ class Progress(Protocol):
         """The run ended; ``message`` says how."""
 
 
-def take(held: HeldStudy, running: Iterable[Running], **known: Any) -> Snapshot:
-    """The study now. ``known`` are the fields of which only the driver knows."""
+def take(held: HeldStudy, running: Iterable[Running], waits: Mapping[int, str], **known: Any) -> Snapshot:
+    """The study now.
+
+    Args:
+        waits: what trials without a place wait for.
+        known: the fields of which only the driver knows.
+    """
     now = time.monotonic()
     image, directions = held.image, held.record.directions
     leader = best(image.trials(), directions)
@@ -78,7 +86,7 @@ def take(held: HeldStudy, running: Iterable[Running], **known: Any) -> Snapshot:
         study=held.record.name,
         directions=directions,
         states={state.name: count for state, count in image.counts.items() if count},
-        running=tuple(_running(image.trial(one.trial_id), one, now) for one in running),
+        running=tuple(_running(image.trial(one.trial_id), one, waits, now) for one in running),
         best=leader.value if leader else None,
         best_number=leader.number if leader else None,
         best_params=dict(leader.params) if leader else {},
@@ -86,14 +94,15 @@ def take(held: HeldStudy, running: Iterable[Running], **known: Any) -> Snapshot:
     )
 
 
-def _running(trial: FrozenTrial, running: Running, now: float) -> RunningTrial:
+def _running(trial: FrozenTrial, running: Running, waits: Mapping[int, str], now: float) -> RunningTrial:
     return RunningTrial(
         number=running.number,
         attempt=running.attempt,
-        seconds=now - (running.began or now),
+        seconds=now - (running.began or running.reported),
         step=trial.last_step,
         values=tuple(trial.intermediate_values.values()),
         params=dict(trial.params),
+        waits=waits.get(running.number, "") if running.began is None else "",
     )
 
 

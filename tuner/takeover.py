@@ -29,6 +29,7 @@ from tuner.job import Job
 from tuner.messages import Finished, Message, Question, RankInfo, Saved
 from tuner.outcome import Outcome, Reason
 from tuner.processes import sweep
+from tuner.resources import alternatives
 from tuner.retry import PastAttempt
 from tuner.study import DrivenStudy
 
@@ -63,7 +64,8 @@ class TakeOver:
         self._attempts = attempts
         self._executor = executor
         self._digest = job.objective.digest
-        self._ranks = job.settings.resources.ranks
+        most = [one.count for one in alternatives(job.settings.resources)]
+        self._ranks = max(most, default=_MOST)
 
     def recover(self) -> Recovered:
         """Take on what is unfinished; see above."""
@@ -144,7 +146,7 @@ class TakeOver:
         self._study.event("adopted", detail, trial_id=record.trial_id, attempt=record.attempt)
         running = self._running(record, history, found.seconds)
         running.resume = found.assignment.resume
-        running.ranks = found.assignment.resources.ranks
+        running.ranks = found.assignment.resources.count
         return running
 
     def _lose(self, record: AttemptRecord, history: tuple[PastAttempt, ...], found: Recovered) -> None:
@@ -212,6 +214,7 @@ class TakeOver:
         )
 
 
+_MOST = 64  # ranks of an attempt of which nothing is known: so many last words are looked for
 _NOT_ITS_OWN = (Reason.DRIVER_LOST, Reason.INTERRUPTED, Reason.RANK_LOST, Reason.NODE_LOST)
 
 

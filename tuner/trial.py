@@ -19,6 +19,7 @@ from tuner.agreement import Agreement
 from tuner.assignment import Assignment, Shard
 from tuner.channel import Channel, Place
 from tuner.checkpoint import Checkpoint
+from tuner.device import device_of
 from tuner.errors import BadInput, Interrupted
 from tuner.messages import Ask, Log, Saved
 from tuner.proxy import RankStorage, RankStudy, frozen_trial, relative_draw
@@ -75,11 +76,7 @@ class Trial(optuna.trial.Trial):
     @property
     def device(self) -> torch.device:
         """This rank's device: the GPU that Ray assigned to it, else the CPU."""
-        import torch
-
-        if self._assignment.gpus and torch.cuda.is_available():
-            return torch.device("cuda", 0)  # Ray shows each rank its own devices only
-        return torch.device("cpu")
+        return device_of(self._assignment.resources.gpus)
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value; it costs the loop microseconds, and is durable soon after.
@@ -221,7 +218,8 @@ class Trial(optuna.trial.Trial):
         return self._assignment.checkpoints
 
     def _record(self, step: int, shard: Shard) -> None:
-        self._channel.ask(Saved, step=step, path=shard.path, digest=shard.digest, size=shard.size)
+        part = {"path": shard.path, "digest": shard.digest, "size": shard.size}
+        self._channel.ask(Saved, step=step, **part, world_size=self.world_size)
         self._interrupt_if_asked()  # only now: what was made is kept
 
     def _ask_driver(self, ordinal: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from tuner import failures
+from tuner import device, failures
 from tuner import objective as objectives
 from tuner.agreement import PeerLost, open_store
 from tuner.assignment import Assignment
@@ -59,16 +60,19 @@ def run(
     """
     store: Store | None = None
     try:
+        _check_devices(assignment, place, channel)
         store = _set_up(assignment, place)
         objective = objective or objectives.load(assignment.objective)
         trial = Trial(assignment, place, channel, store)
         _seed(assignment)  # again: the import may have brought torch, or drawn numbers
         ending = _call(objective, trial, assignment, place)
+    except _DeviceFailed as error:
+        ending = _Ending(outcome=_named(place, error.fault.index, error.fault.why), device=error.fault.index)
     except BaseException as error:
         ending = _Ending(outcome=_failed_start(error), collateral=_is_collateral(error, place))
     if not ending.returned:
         _leave_group()  # before anything else: a peer may wait in a collective
-    channel.send(Finished(outcome=ending.outcome, collateral=ending.collateral))
+    channel.send(Finished(outcome=ending.outcome, collateral=ending.collateral, device=ending.device))
     if store is not None:
         well = ending.returned or ending.outcome.reason is Reason.PRUNED
         _farewell(store, place, ending.returned, well)
@@ -81,6 +85,32 @@ def _seed(assignment: Assignment) -> None:
 
         torch.set_num_threads(max(1, int(assignment.resources.cpus)))
     seed_everything(assignment.seed)
+
+
+class _DeviceFailed(Exception):
+    def __init__(self, fault: device.Fault) -> None:
+        self.fault = fault
+
+
+def _check_devices(assignment: Assignment, place: Place, channel: Channel) -> None:
+    look = device.look_of(place.devices) if place.devices else None
+    if look is None:
+        return
+
+    def give_up() -> None:
+        channel.send(Finished(outcome=_named(place, 0, f"no answer within {device.HUNG:g} s"), device=0))
+        os._exit(1)
+
+    gpus = assignment.resources.gpus or 0
+    with device.within(device.HUNG, give_up):
+        fault = device.probe(look, len(place.devices), alone=gpus >= 1)
+    if fault is not None:
+        raise _DeviceFailed(fault)
+
+
+def _named(place: Place, index: int, why: str) -> Outcome:
+    text = f"GPU {place.devices[index]} of {socket.gethostname()}: {why}; it is set aside"
+    return Outcome(reason=Reason.DEVICE_FAILED, message=text)
 
 
 def _set_up(assignment: Assignment, place: Place) -> Store | None:
@@ -96,7 +126,7 @@ def _set_up(assignment: Assignment, place: Place) -> Store | None:
     os.environ["WORLD_SIZE"] = str(place.world_size)
     store = open_store(place)
     dist.init_process_group(
-        "nccl" if assignment.gpus and dist.is_nccl_available() else "gloo",
+        "nccl" if assignment.resources.gpus and dist.is_nccl_available() else "gloo",
         store=dist.PrefixStore("group", store),  # type: ignore[attr-defined]
         rank=place.rank,
         world_size=place.world_size,
@@ -112,11 +142,13 @@ class _Ending:
     Attributes:
         collateral: it raised only because a peer went away.
         returned: it returned, so that the peers are about to end too.
+        device: which of the rank's GPUs cannot be used, if that is why.
     """
 
     outcome: Outcome
     collateral: bool = False
     returned: bool = False
+    device: int | None = None
 
 
 def _call(objective: Callable[[Trial], Any], trial: Trial, assignment: Assignment, place: Place) -> _Ending:
@@ -136,7 +168,10 @@ def _call(objective: Callable[[Trial], Any], trial: Trial, assignment: Assignmen
         text = f"the objective called sys.exit({error.code!r})"
         return _Ending(outcome=failures.raised(error, Reason.RANK_LOST, text))
     except BaseException as error:
-        return _Ending(outcome=failures.raised(error), collateral=_is_collateral(error, place))
+        outcome = failures.raised(error)
+        broke = outcome.reason is Reason.DEVICE_FAILED and len(place.devices) == 1
+        collateral = _is_collateral(error, place)
+        return _Ending(outcome=outcome, collateral=collateral, device=0 if broke else None)
     if trial.told_to_stop:
         text = "the objective returned after should_stop() said True; it goes on from its checkpoint"
         outcome = failures.stopped(Reason.INTERRUPTED, text)

@@ -54,7 +54,7 @@ class StandingRay:
     def head_node(self) -> str:
         """Ray's id of the head node."""
         code = (
-            "import ray, sys; from tuner.dispatch.ray_cluster import show_token; show_token(sys.argv[1]);"
+            "import ray, sys; from tuner.dispatch.connection import show_token; show_token(sys.argv[1]);"
             "ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False);"
             "print(*(n['NodeID'] for n in ray.nodes() if 'node:__internal_head__' in n['Resources']))"
         )

@@ -92,7 +92,7 @@ def groups_left(address: str, url: str) -> list[str]:
     (row,) = reads.studies(database.engine)
     database.dispose()
     code = (
-        "import ray, sys; from tuner.dispatch.ray_cluster import show_token; show_token(sys.argv[1]);"
+        "import ray, sys; from tuner.dispatch.connection import show_token; show_token(sys.argv[1]);"
         "ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False);"
         "from tuner.dispatch.standing import find; print(*(one.name for one in find(sys.argv[2])))"
     )

@@ -276,7 +276,7 @@ def _ray(address: str | None) -> Iterable[Finding]:
     executor = RayExecutor(address)
     where = address or os.environ.get("RAY_ADDRESS") or "a local one"
     try:
-        found = executor.open("doctor", 0, Resources(cpus=0, gpus=0), lambda envelope: None)
+        found = executor.open("doctor", 0, [Resources(cpus=0, gpus=0)], lambda envelope: None)
     except TunerError as error:
         yield Finding(name="Ray", state="wrong", detail=str(error))
         return

@@ -30,7 +30,7 @@ storage_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; times are UTC.")
 
-_RESOURCES = ("ranks", "cpus", "gpus", "memory", "custom")
+_RESOURCES = ("ranks", "cpus", "gpus", "memory", "custom", "accelerator")
 _RETRY = (
     "max_failures",
     "retry_on",
@@ -45,6 +45,7 @@ _PLAIN = (
     "max_concurrent",
     "trial_timeout",
     "stall_timeout",
+    "resource_timeout",
     "checkpoints",
     "address",
     "executor",
@@ -65,7 +66,9 @@ _UNITS = {
 _SETTINGS = (
     click.option("--trials", type=int, metavar="N", help="Finished trials of the study as a whole."),
     click.option("--timeout", type=float, metavar="S", help="Seconds; then nothing new starts."),
-    click.option("--ranks", type=int, metavar="N", help="Processes of one trial.  [default: 1]"),
+    click.option(
+        "--ranks", metavar="N|N-M", help="Processes of one trial; 1-4: as many as are free.  [default: 1]"
+    ),
     click.option("--cpus", type=float, metavar="X", help="CPU cores per rank.  [default: 1]"),
     click.option(
         "--gpus",
@@ -74,6 +77,7 @@ _SETTINGS = (
         help="GPUs per rank.  [default: 1 if the cluster has GPUs; 0 hides them]",
     ),
     click.option("--memory", metavar="SIZE", help="Memory per rank, such as 4GiB: reserved, and its limit."),
+    click.option("--accelerator", metavar="TYPE", help="Type of the GPUs, as Ray names it, such as A100."),
     click.option("--custom", multiple=True, metavar="NAME=X", help="Ray custom resource per rank."),
     click.option(
         "--max-concurrent", type=int, metavar="N", help="Trials at once.  [default: what the cluster holds]"
@@ -108,6 +112,12 @@ _SETTINGS = (
     ),
     click.option("--trial-timeout", type=float, metavar="S", help="Seconds that an attempt may take."),
     click.option("--stall-timeout", type=float, metavar="S", help="Seconds without a report."),
+    click.option(
+        "--resource-timeout",
+        type=float,
+        metavar="S",
+        help="Seconds that trials may wait for resources while none runs.  [default: 3600]",
+    ),
     click.option(
         "--checkpoints", metavar="PATH", help="Folder or fsspec URI.  [default: beside a SQLite file]"
     ),
@@ -162,16 +172,27 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
     if given.get("alert"):
         chosen["alerts"] = tuple(given["alert"])
     resources = {name: given[name] for name in _RESOURCES if given.get(name) not in (None, ())}
+    if "ranks" in resources:
+        resources["ranks"] = _ranks(resources["ranks"])
     if "memory" in resources:
         resources["memory"] = bytes_of(resources["memory"])
     if "custom" in resources:
         resources["custom"] = _amounts(resources["custom"])
     if resources:
-        chosen["resources"] = Resources(**{**before.get("resources", {}), **resources})
+        kept = before.get("resources", {})
+        # of several alternatives, or a function, no part stays
+        chosen["resources"] = Resources(**{**(kept if isinstance(kept, Mapping) else {}), **resources})
     retry = {name: given[name] for name in _RETRY if given.get(name) not in (None, ())}
     if retry:
         chosen["retry"] = Retry(**{**before.get("retry", {}), **retry})
     return chosen
+
+
+def _ranks(text: str) -> int | tuple[int, int]:
+    fewest, dash, most = str(text).partition("-")
+    if not fewest.isdigit() or (dash and not most.isdigit()):
+        raise BadInput(f"--ranks {text!r}: give a number, or the fewest and the most, such as 1-4")
+    return (int(fewest), int(most)) if dash else int(fewest)
 
 
 def checked_directions(given: Sequence[str]) -> tuple[str, ...]:

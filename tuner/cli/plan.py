@@ -24,6 +24,7 @@ def print_plan(
     from storage import mask_url
     from tuner import objective, samplers, store
     from tuner.cli.printing import print_fields
+    from tuner.resources import alternatives, described
     from tuner.settings import Settings
 
     plan = Settings(**{key: value for key, value in settings.items() if key != "alerts"})
@@ -37,15 +38,13 @@ def print_plan(
     budget = "until --timeout" if plan.n_trials is None else f"{plan.n_trials} trials"
     if done:
         budget += f", {done} of them finished already"
-    need = plan.resources
-    gpus = "one GPU if there is one" if need.gpus is None else f"{need.gpus:g} GPUs"
     print_fields(
         {
             "objective": objective.describe(objective.refer(target)),
             "study": f"{name} ({'there already' if study else 'new'}) in {where}",
             "search": f"{', '.join(directions)}, sampler {sampler}, pruner {pruner}",
             "budget": budget,
-            "a trial": f"{need.ranks} rank{'s' * (need.ranks > 1)}, each {need.cpus:g} CPUs and {gpus}",
+            "a trial": " or ".join(map(described, alternatives(plan.resources))) or "as the function says",
             "cluster": _cluster(plan),
         }
     )
@@ -57,10 +56,12 @@ def _cluster(plan: Any) -> str:
     import uuid
 
     from tuner.optimize import make_executor
+    from tuner.resources import alternatives
 
     executor = make_executor(plan)
     try:
-        cluster = executor.open(uuid.uuid4().hex[:16], 0, plan.resources, lambda envelope: None)
+        wanted = alternatives(plan.resources)
+        cluster = executor.open(uuid.uuid4().hex[:16], 0, wanted, lambda envelope: None)
     finally:
         executor.close()
     slots = cluster.slots if plan.max_concurrent is None else min(cluster.slots, plan.max_concurrent)

@@ -46,16 +46,17 @@ def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
     from tuner import objective, worker
     from tuner.assignment import Assignment
     from tuner.channel import Place
-    from tuner.dispatch.inline import InlineExecutor
-    from tuner.resources import Resources
+    from tuner.dispatch.inline import first_that_fits
+    from tuner.resources import Resources, alternatives
     from tuner.seeds import trial_seed
 
-    resources = settings_of(given).get("resources", Resources())
-    if resources.ranks > 1:
-        raise BadInput(f"--params runs one rank in this process, not --ranks {resources.ranks}; leave it out")
+    wanted = alternatives(settings_of(given).get("resources", Resources()))
+    if wanted[-1].count > 1:
+        raise BadInput(
+            f"--params runs one rank in this process, not --ranks {wanted[-1].count}; leave it out"
+        )
     recipe = _recipe(given["params"], storage, given)
     reference = objective.refer(target)
-    gpus = InlineExecutor().open("", 0, resources, lambda envelope: None).gpus
     channel = _Printed(kept=bool(given["checkpoints"]))
     with contextlib.ExitStack() as stack:
         folder = given["checkpoints"] or stack.enter_context(tempfile.TemporaryDirectory(prefix="tuner-"))
@@ -69,8 +70,7 @@ def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
             seed=trial_seed(recipe.seed, recipe.number),
             started=dt.datetime.now().isoformat(),
             objective=reference,
-            resources=resources,
-            gpus=gpus,
+            resources=first_that_fits(wanted),
             fixed=recipe.params,
             checkpoints=folder if "://" in folder else os.path.abspath(folder),
             can_prune=False,

@@ -7,7 +7,7 @@ contract tests (``tests/test_executors.py``) run on each implementation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tuner.assignment import Assignment
@@ -27,14 +27,12 @@ class Cluster:
 
     Attributes:
         slots: attempts that fit at once with the resources asked for, at least 1.
-        gpus: GPUs per rank, resolved from ``Resources.gpus``.
         description: one line for a person: nodes, cores, GPUs.
         home: names the cluster, for the next driver: ``local/...`` for one that ends with its
             driver, ``standing/...`` for one that does not.
     """
 
     slots: int
-    gpus: float
     description: str
     home: str = ""
 
@@ -54,13 +52,17 @@ class Adopted:
 
 
 class Executor(ABC):
-    """Runs attempts of trials, each on ``resources.ranks`` processes."""
+    """Runs attempts of trials, each on as many processes as its resources say."""
 
     @abstractmethod
-    def open(self, run: str, epoch: int, resources: Resources, sink: Sink, study: str = "") -> Cluster:
+    def open(
+        self, run: str, epoch: int, resources: Sequence[Resources], sink: Sink, study: str = ""
+    ) -> Cluster:
         """Connect and compare what is asked with what the cluster can ever hold.
 
         Args:
+            resources: what a trial may be given, in order of preference, each with one number of
+                ranks; none where each trial has its own.
             study: our uid of the study, by which the next driver finds what this one leaves.
             run: mark that every process of this run carries in its environment (``TUNER_RUN``).
             epoch: the driver's lease epoch; groups refuse calls of a lower one.
@@ -68,7 +70,7 @@ class Executor(ABC):
                 ``seq`` for each rank.
 
         Raises:
-            Infeasible: one trial can never fit.
+            Infeasible: one trial can never fit, whichever alternative it is given.
             ClusterUnavailable: the cluster cannot be reached.
         """
 
@@ -77,7 +79,9 @@ class Executor(ABC):
         return {}
 
     def slots(self) -> int:
-        """Attempts that fit at once by now: nodes come and go. At least 1 when it was opened."""
+        """Attempts that are here, and that fit beside them by now: nodes come and go. Once an attempt
+        has found no room, as many as are here.
+        """
         return 1
 
     def adopt(self, wanted: Callable[[Assignment], bool]) -> list[Adopted]:
@@ -104,6 +108,10 @@ class Executor(ABC):
         Its messages are delivered by later calls of :meth:`poll`: ``Started``, the ranks' own,
         then ``Ended`` exactly once, then ``Released`` exactly once, whatever happens.
         """
+
+    def waits(self) -> Mapping[int, str]:
+        """By number of trial: what attempts wait for that have no place yet, in words; -1 for all."""
+        return {}
 
     @abstractmethod
     def poll(self, timeout: float) -> None:

@@ -7,9 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Nodes", "described", "fitting", "rest", "shortage"]
+from tuner.resources import TYPE
+
+__all__ = [
+    "Demand",
+    "Nodes",
+    "after",
+    "described",
+    "fits",
+    "fitting",
+    "more",
+    "remaining",
+    "rest",
+    "shortage",
+]
 
 Nodes = Sequence[Mapping[str, float]]
+Demand = tuple[Mapping[str, float], int]
+"""A bundle of resources, and how many of them a trial needs."""
 
 _UNITS = {"CPU": "CPUs", "GPU": "GPUs", "memory": "bytes of memory"}
 _ASK_LESS = {
@@ -30,6 +45,69 @@ def fitting(nodes: Nodes, bundle: Mapping[str, float]) -> int:
     return sum(
         min(int((node.get(name, 0) + 1e-9) / amount) for name, amount in bundle.items()) for node in nodes
     )
+
+
+def _unit(name: str) -> str:
+    return _UNITS.get(name, name)
+
+
+def fits(nodes: Nodes, demand: Demand) -> bool:
+    """Whether a trial fits on what the nodes have."""
+    return fitting(nodes, demand[0]) >= demand[1]
+
+
+def after(nodes: Nodes, demand: Demand) -> Nodes:
+    """What the nodes have left once bundles are placed, as many on one node as it holds.
+
+    Bundles that fit nowhere are left out.
+
+    Example:
+        >>> after([{"CPU": 4}, {"CPU": 2}], ({"CPU": 2}, 3))
+        [{'CPU': 0}, {'CPU': 0}]
+    """
+    bundle, count = demand
+    left = [dict(node) for node in nodes]
+    for node in sorted(left, key=lambda one: -fitting([one], bundle)):
+        here = min(count, fitting([node], bundle))
+        count -= here
+        for name, amount in bundle.items():
+            node[name] = node.get(name, 0) - here * amount
+    return left
+
+
+def more(nodes: Nodes, demands: Sequence[Demand]) -> int:
+    """How many trials fit, each with the first of the alternatives for which there is room.
+
+    Example:
+        >>> more([{"CPU": 8, "GPU": 1}], [({"CPU": 1, "GPU": 1}, 1), ({"CPU": 3}, 1)])
+        3
+    """
+    found = 0
+    for bundle, ranks in demands:
+        here = fitting(nodes, bundle) // ranks
+        nodes = after(nodes, (bundle, here * ranks))
+        found += here
+    return found
+
+
+def remaining(
+    nodes: Mapping[str, Mapping[str, float]], held: Sequence[tuple[str, Mapping[str, float]]]
+) -> Nodes:
+    """What the nodes have beside the bundles that are held: on a node of that id, or anywhere ("").
+
+    Example:
+        >>> remaining({"a": {"CPU": 4}, "b": {"CPU": 2}}, [("b", {"CPU": 2}), ("", {"CPU": 1})])
+        [{'CPU': 3}, {'CPU': 0}]
+    """
+    left: dict[str, Mapping[str, float]] = dict(nodes)
+    for node, bundle in held:
+        if node in left:
+            left[node] = {**left[node], **{name: left[node].get(name, 0) - bundle[name] for name in bundle}}
+    found: Nodes = list(left.values())
+    for node, bundle in held:
+        if not node:
+            found = after(found, (bundle, 1))
+    return found
 
 
 def rest(nodes: Nodes, bundle: Mapping[str, float], ranks: int) -> dict[str, float]:
@@ -58,21 +136,29 @@ def described(nodes: Nodes) -> str:
 
 def shortage(nodes: Nodes, bundle: Mapping[str, float], ranks: int) -> str:
     """What is missing for ``ranks`` bundles that do not fit, in one line."""
+    for name in bundle:
+        kinds = {one.removeprefix(TYPE) for node in nodes for one in node if one.startswith(TYPE)}
+        if name.startswith(TYPE) and name.removeprefix(TYPE) not in kinds:
+            return (
+                f"one trial needs an accelerator {name.removeprefix(TYPE)!r}, the cluster has "
+                f"{', '.join(map(repr, sorted(kinds))) or 'none of a known type'} ({described(nodes)}); "
+                "name one of these, or leave accelerator out"
+            )
     for name, amount in bundle.items():
         total = sum(node.get(name, 0) for node in nodes)
         if amount * ranks > total:
             return (
-                f"one trial needs {amount * ranks:g} {_UNITS.get(name, name)} (ranks={ranks} of {amount:g}), "
+                f"one trial needs {amount * ranks:g} {_unit(name)} (ranks={ranks} of {amount:g}), "
                 f"the cluster has {total:g} ({described(nodes)}); {_ASK_LESS.get(name, 'ask for less')}"
             )
     for name, amount in bundle.items():
         most = max((node.get(name, 0) for node in nodes), default=0)
         if amount > most:
             return (
-                f"one rank needs {amount:g} {_UNITS.get(name, name)}, the largest node of the cluster has "
+                f"one rank needs {amount:g} {_unit(name)}, the largest node of the cluster has "
                 f"{most:g} ({described(nodes)}); {_ASK_LESS.get(name, 'ask for less')}"
             )
-    wanted = ", ".join(f"{amount:g} {_UNITS.get(name, name)}" for name, amount in bundle.items())
+    wanted = ", ".join(f"{amount:g} {_unit(name)}" for name, amount in bundle.items())
     return (
         f"one trial needs {ranks} times ({wanted}), each on one node, and the cluster's nodes hold "
         f"{fitting(nodes, bundle)} of them ({described(nodes)}); ask for less, or add nodes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import socket
@@ -21,7 +22,7 @@ from tuner.outcome import Outcome, Reason
 from tuner.processes import are_ended
 from tuner.resources import Resources
 
-__all__ = ["InlineExecutor"]
+__all__ = ["InlineExecutor", "first_that_fits"]
 
 
 class InlineExecutor(Executor):
@@ -42,26 +43,23 @@ class InlineExecutor(Executor):
         self._waiting: deque[_InlineChannel] = deque()
         self._running: _InlineChannel | None = None
 
-    def open(self, run: str, epoch: int, resources: Resources, sink: Sink, study: str = "") -> Cluster:
-        if resources.ranks > 1:
-            raise Infeasible(
-                f"executor='inline' runs one rank, resources ask for {resources.ranks}; use executor='ray'"
-            )
-        # Counted without torch, which a plain Python objective need not have imported.
-        devices = len(glob.glob("/dev/nvidia[0-9]*"))
-        gpus = resources.gpus if resources.gpus is not None else float(devices > 0)
-        if gpus > devices:
-            raise Infeasible(f"one rank needs {gpus:g} GPUs and this machine has {devices}; ask for fewer")
+    def open(
+        self, run: str, epoch: int, resources: Sequence[Resources], sink: Sink, study: str = ""
+    ) -> Cluster:
+        if resources:
+            first_that_fits(resources)
         self._sink = sink
         host = socket.gethostname()
-        return Cluster(slots=1, gpus=gpus, description=f"this process on {host}", home="local/inline")
+        return Cluster(slots=1, description=f"this process on {host}", home="local/inline")
 
     def is_gone(self, home: str, ranks: Sequence[RankInfo]) -> bool:
         return home == "local/inline" or are_ended(ranks)
 
     def start(self, assignment: Assignment) -> None:
         assert self._sink is not None, "open() comes first"
-        self._waiting.append(_InlineChannel(assignment, self._sink, self._objective))
+        resources = first_that_fits(assignment.alternatives or (assignment.resources,))
+        placed = dataclasses.replace(assignment, resources=resources)
+        self._waiting.append(_InlineChannel(placed, self._sink, self._objective))
 
     def poll(self, timeout: float) -> None:
         if not self._waiting:
@@ -97,6 +95,25 @@ class InlineExecutor(Executor):
     def _find(self, number: int) -> list[_InlineChannel]:
         channels = [*self._waiting, *([self._running] if self._running else [])]
         return [channel for channel in channels if channel.number == number]
+
+
+def first_that_fits(alternatives: Sequence[Resources]) -> Resources:
+    """The first alternative that this process can be: one rank, and the GPUs that are here.
+
+    Raises:
+        Infeasible: none is.
+    """
+    # Counted without torch, which a plain Python objective need not have imported.
+    devices = len(glob.glob("/dev/nvidia[0-9]*"))
+    why = ""
+    for one in (each.resolved(devices > 0) for each in alternatives):
+        if one.count > 1:
+            why = f"executor='inline' runs one rank, resources ask for {one.count}; use executor='ray'"
+        elif (one.gpus or 0) > devices:
+            why = f"one rank needs {one.gpus:g} GPUs and this machine has {devices}; ask for fewer"
+        else:
+            return one
+    raise Infeasible(why)
 
 
 class _Left(BaseException):

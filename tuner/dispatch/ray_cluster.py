@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import socket
 import threading
 import time
 from collections import deque
@@ -14,34 +12,37 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private.authentication import authentication_token_setup as _tokens
 
 from tuner.assignment import Assignment
-from tuner.dispatch import standing
+from tuner.dispatch import nodes, standing
 from tuner.dispatch.base import Adopted, Cluster, Executor, Sink
-from tuner.dispatch.capacity import Nodes, described, fitting, rest, shortage
-from tuner.dispatch.local_ray import LocalRay, quietly
+from tuner.dispatch.capacity import Nodes, described, fits, more, remaining, rest, shortage
+from tuner.dispatch.connection import Connection
+from tuner.dispatch.devices import twice
 from tuner.dispatch.probe import probe
 from tuner.dispatch.ray_group import GROUP, Group, Shape, cause
+from tuner.dispatch.set_aside import SetAside
 from tuner.dispatch.shell import StaleEpoch, Standing
 from tuner.errors import ClusterUnavailable, Infeasible, StudyHeld
 from tuner.messages import Answer, Ended, Envelope, Message, RankInfo, Released
 from tuner.outcome import Outcome, Reason
 from tuner.processes import are_ended
 from tuner.resources import Resources
+from tuner.resources import described as in_words
 
-__all__ = ["RayExecutor", "show_token"]
+__all__ = ["RayExecutor"]
 
 log = logging.getLogger(__name__)
 
 IDLE = 10.0  # seconds that a group without work is kept
-CONNECT = 5.0  # seconds for a cluster's port to answer
 HOPELESS = 3  # groups in a row that could not start, with none before, after which the run ends
 TAKE_OVER = 10.0  # seconds for shells of another driver to answer, and again to end
 PING = 2.0  # seconds between two words that the driver lives, whatever its loop is busy with
 LOOK = 1.0  # seconds between two looks at the nodes of a standing cluster
 SWEEP = 5.0  # seconds between two looks at what dead drivers of any study have left on it
 ALONE = 60.0  # seconds that an attempt waits for a node of its own; then it shares one
+ELSEWHERE = 5.0  # seconds without a place after which a trial that has an alternative takes that
+OTHERS = 30.0  # seconds for which what others hold is not tried again where there is an alternative
 WITHOUT_DEADLINE = 60.0  # seconds that attempts get on a node that is to go some time
 HURRY = 2.0  # seconds before a node goes, by which its attempts have left
 
@@ -55,13 +56,17 @@ class RayExecutor(Executor):
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self._address = address
+        self._connection = Connection(address)
         self._groups: list[Group] = []
         self._parting: list[Group] = []
         self._waiting: deque[Assignment] = deque()
         self._refs: dict[Any, Callable[[Any], None]] = {}
-        self._local: LocalRay | None = None
-        self._connected = False  # by us
+        self._aside = SetAside(self.watch)
+        self._nodes: dict[str, dict[str, float]] = {}
+        self._configured: Nodes = ()
+        self._held_up = False  # an attempt found no room: nothing else is to be given one
+        self._more: int | None = None  # attempts that fit beside those that are here; None: to be counted
+        self._elsewhere: dict[object, float] = {}  # shapes that others hold, until when
         self._started_one = False
         self._failed_starts = 0
         self._superseded: StaleEpoch | None = None
@@ -71,33 +76,46 @@ class RayExecutor(Executor):
         self._closed = threading.Event()
         self._closed.set()
 
-    def open(self, run: str, epoch: int, resources: Resources, sink: Sink, study: str = "") -> Cluster:
+    def open(
+        self, run: str, epoch: int, resources: Sequence[Resources], sink: Sink, study: str = ""
+    ) -> Cluster:
         self._run, self._epoch, self._sink, self._study = run, epoch, sink, study
-        self._resources = resources
-        self._connect()
-        self._nodes = _nodes()
-        total_gpus = sum(node.get("GPU", 0) for node in self._nodes)
-        self._gpus = resources.gpus if resources.gpus is not None else float(total_gpus > 0)
-        bundle = resources.bundle(self._gpus)
-        if self.slots() < 1:
-            raise Infeasible(shortage(self._nodes, bundle, resources.ranks))
-        kind = "local" if self._local is not None else "standing"
+        self._connection.open(run)
+        self._nodes = nodes.alive()
+        self._configured = nodes.configured()
+        ever = self._ever()
+        self._has_gpus = any(node.get("GPU") for node in ever)
+        self._usual = tuple(one.resolved(self._has_gpus) for one in resources)
+        able = [one for one in self._usual if fits(ever, (one.bundle(), one.count))]
+        if self._usual and not able:
+            raise Infeasible(self._shortage(self._usual))
+        kind = "local" if self._connection.is_local else "standing"
         self._home = f"{kind}/{standing.cluster_id()}"
         if self._closed.is_set():
             self._closed.clear()
             threading.Thread(target=self._keep_saying, name="tuner-ping", daemon=True).start()
-        return Cluster(
-            slots=self.slots(), gpus=self._gpus, description=described(self._nodes), home=self._home
-        )
+        description = described(list(self._nodes.values()))
+        return Cluster(slots=max(1, self.slots()), description=description, home=self._home)
 
     def probe(self, folder: str) -> dict[str, str]:
         return probe(folder)
 
     def slots(self) -> int:
-        return fitting(self._nodes, self._resources.bundle(self._gpus)) // self._resources.ranks
+        here = len(self._waiting) + sum(group.number is not None for group in self._groups)
+        if self._held_up:
+            return here
+        if self._more is None:
+            room = self._room(at_most=True)
+            if self._usual:
+                self._more = more(room, [(one.bundle(), one.count) for one in self._usual])
+            else:  # what the next trial needs is known when it is there
+                self._more = int(any(amount > 0 for node in room for amount in node.values()))
+            starting = sum(not group.is_ready for group in self._groups)
+            self._more += max(0, starting - len(self._waiting))
+        return here + self._more
 
     def adopt(self, wanted: Callable[[Assignment], bool]) -> list[Adopted]:
-        if self._local is not None or not self._study:
+        if self._connection.is_local or not self._study:
             return []
         known = {group.shape.name for group in self._groups}
         found = [one for one in standing.find(self._study) if one.name not in known]
@@ -119,7 +137,7 @@ class RayExecutor(Executor):
             if assignment is None or not wanted(assignment):
                 rejected.append(one)
                 continue
-            shape = self._shape(assignment, name=one.name)
+            shape = self._shape(assignment, assignment.resources, name=one.name)
             group = Group.adopt(self, shape, self._epoch, one, states[one.name])
             self._groups.append(group)
             self._started_one = True
@@ -137,15 +155,18 @@ class RayExecutor(Executor):
         return bool(ranks) and are_ended(ranks)
 
     def start(self, assignment: Assignment) -> None:
-        bundle, ranks = assignment.resources.bundle(assignment.gpus), assignment.resources.ranks
+        wanted = [one.resolved(self._has_gpus) for one in assignment.alternatives or (assignment.resources,)]
+        ever = self._ever()
+        usual = all(one in self._usual for one in wanted)
+        able = [one for one in wanted if usual or fits(ever, (one.bundle(), one.count))]
+        assignment = dataclasses.replace(assignment, alternatives=tuple(able or wanted))
         self._waiting.append(assignment)
-        if assignment.resources != self._resources and fitting(self._nodes, bundle) < ranks:
-            why = Outcome(reason=Reason.REFUSED, message=shortage(self._nodes, bundle, ranks))
-            self._withdraw(assignment.number, why)
+        if not able:
+            self._withdraw(assignment.number, Outcome(reason=Reason.REFUSED, message=self._shortage(wanted)))
         self._match()
 
     def poll(self, timeout: float) -> None:
-        if self._is_dead:
+        if self._connection.is_dead:
             raise ClusterUnavailable("the local Ray was killed; what ran goes on when the study is resumed")
         self._handle(timeout)
         if self._superseded is not None:
@@ -170,6 +191,11 @@ class RayExecutor(Executor):
         for group in self._of(number):
             group.answer(rank, answer)
 
+    def waits(self) -> Mapping[int, str]:
+        why = f" ({self._aside.described()})" if self._aside.described() else ""
+        wants = {one.number: " or ".join(map(in_words, one.alternatives)) + why for one in self._waiting}
+        return wants or ({-1: f"a device{why}"} if why else {})
+
     def committed(self, number: int, rank: int, seq: int) -> None:
         for group in self._of(number):
             group.committed(rank, seq)
@@ -190,7 +216,8 @@ class RayExecutor(Executor):
         self._closed.set()
         self._waiting.clear()
         self._refs.clear()
-        if ray.is_initialized() and not self._is_dead:
+        if ray.is_initialized() and not self._connection.is_dead:
+            self._aside.close()
             for group in [*self._groups]:
                 self._part(group)
             deadline = time.monotonic() + 5
@@ -200,13 +227,7 @@ class RayExecutor(Executor):
         self._groups.clear()
         self._parting.clear()
         self._refs.clear()
-        if self._connected:
-            self._connected = False
-            with quietly():
-                ray.shutdown()
-        if self._local is not None:
-            local, self._local = self._local, None
-            local.stop()
+        self._connection.close()
 
     # ------------------------------------------------------------------ for groups
 
@@ -243,82 +264,115 @@ class RayExecutor(Executor):
                 )
         self._match()
 
+    def ready(self, group: Group) -> bool:
+        """See :class:`tuner.dispatch.ray_group.Owner`."""
+        held = [one for other in self._groups for one in other.devices()]
+        again = sorted(set(twice(held)) & {(one.node, one.device) for one in group.devices()})
+        if again:
+            self.broke(group, f"Ray gave it GPU {again[0][1]}, which another trial holds")
+        return not again
+
+    def device_failed(self, group: Group, rank: int, device: int, why: str) -> None:
+        """See :class:`tuner.dispatch.ray_group.Owner`."""
+        info = group.info(rank)
+        if device < len(info["devices"]):
+            self._aside.add(info["node"], info["devices"][device], why)
+
     def superseded(self, error: StaleEpoch) -> None:
         """See :class:`tuner.dispatch.ray_group.Owner`."""
         self._superseded = error
 
     # ------------------------------------------------------------------ inside
 
-    def _connect(self) -> None:
-        if ray.is_initialized():
-            return
-        address = self._address or os.environ.get("RAY_ADDRESS")
-        if address in (None, "local"):
-            self._local = LocalRay(self._run)
-            self._local.start()
-            return
-        try:
-            _knock(address)
-            with quietly():
-                show_token(address)
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ClusterUnavailable(
-                f"no Ray cluster answers at {address!r} ({line}); start one with 'ray start --head', "
-                "leave the address out for a local one, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
-                "if it asks for a token"
-            ) from error
-        self._connected = True
-
-    @property
-    def _is_dead(self) -> bool:
-        return self._local is not None and not self._local.is_alive
-
     def _match(self) -> None:
-        """Give waiting attempts to idle groups of their shape, and start groups for the rest.
+        """Give waiting attempts, in their order, to idle groups or to new ones.
 
-        An attempt that needs a node for itself goes first: until it has one, groups that become
-        idle are let go, and take nothing new.
+        Who finds no room holds up those behind it, so that nobody waits for ever; one that needs a node
+        for itself goes first, and holds them up until it has it. Idle groups then give back what they hold.
         """
-        shapes = {assignment.number: self._shape(assignment) for assignment in self._waiting}
-        waits_alone = any(shapes[one.number].filler for one in self._waiting)
-        for group in list(self._groups):
-            if group.idle_since is None:
-                continue
-            fitting_one = next((one for one in self._waiting if shapes[one.number] == group.shape), None)
-            if fitting_one is not None and (group.shape.filler or not waits_alone):
-                self._waiting.remove(fitting_one)
-                group.begin(fitting_one)
-            elif waits_alone or group.shape.filler or (self._waiting and fitting_one is None):
-                self._part(group)  # it holds what another shape waits for
-        starting = [group.shape for group in self._groups if not group.is_ready]
-        for assignment in self._waiting:
-            shape = shapes[assignment.number]
-            if shape in starting:
-                starting.remove(shape)
-            elif (shape.filler or not waits_alone) and self._has_room(shape):
-                self._groups.append(Group.make(self, shape, self._epoch))
+        self._more = None
+        self._held_up = False
+        claimed: set[int] = set()
+        for one in sorted(self._waiting, key=lambda waiting: not waiting.alone):
+            if not self._serve(one, claimed):
+                self._held_up = True
+                for group in list(self._groups):
+                    if group.idle_since is not None:
+                        self._part(group)
+                return
 
-    def _has_room(self, shape: Shape) -> bool:
-        """Groups of the usual shape are as many as the nodes hold; of others, as many as are asked for."""
-        usual = shape.bundle == self._resources.bundle(self._gpus) and not shape.filler
-        return not usual or len(self._groups) < self.slots()
+    def _serve(self, one: Assignment, claimed: set[int]) -> bool:
+        """Whether an attempt has a group: it is begun there, or waits until that has started."""
+        shapes = [(self._shape(one, resources), resources) for resources in one.alternatives]
+        for shape, resources in shapes:
+            for group in self._groups:
+                if group.shape != shape:
+                    continue
+                if group.idle_since is not None:
+                    self._waiting.remove(one)
+                    group.begin(dataclasses.replace(one, resources=resources))
+                    return True
+                if not group.is_ready and id(group) not in claimed:
+                    claimed.add(id(group))
+                    return not shape.filler
+            held_by_others = self._elsewhere.get(shape.key, 0.0) > time.monotonic()
+            if not held_by_others and self._has_room(shape):
+                return self._make(shape, claimed)
+        for shape, _ in shapes:  # the cluster may grow, and others may give back what they hold
+            if self._has_room(shape, at_most=True):
+                return self._make(shape, claimed)
+        return False
 
-    def _shape(self, assignment: Assignment, name: str = "") -> Shape:
-        resources, gpus = assignment.resources, assignment.gpus
-        bundle = resources.bundle(gpus)
+    def _make(self, shape: Shape, claimed: set[int]) -> bool:
+        """Start a group, in place of idle ones of other shapes where there is no room beside them."""
+        if not fits(self._room(idle=True), (shape.bundle, shape.ranks)):
+            for idle in [group for group in self._groups if group.idle_since is not None]:
+                self._part(idle)
+        group = Group.make(self, shape, self._epoch)
+        self._groups.append(group)
+        claimed.add(id(group))
+        return not shape.filler
+
+    def _has_room(self, shape: Shape, at_most: bool = False) -> bool:
+        if shape.filler:
+            return True  # a node will be empty some time
+        if self._aside.is_looking and not shape.hide_gpus:
+            return False
+        return fits(self._room(at_most=at_most), (shape.bundle, shape.ranks))
+
+    def _room(self, *, idle: bool = False, at_most: bool = False) -> Nodes:
+        """What is left beside our groups, with or without those that are idle; now, or once it has grown."""
+        groups = [group for group in self._groups if idle or group.idle_since is None]
+        held = [one for group in groups for one in group.held()]
+        ever = self._ever()
+        if not at_most or ever is not self._configured:
+            return remaining(self._nodes, held)
+        return remaining(dict(enumerate(ever)), [("", bundle) for _, bundle in held])  # type: ignore[arg-type]
+
+    def _ever(self) -> Nodes:
+        """The nodes as they are, or as many as an autoscaler may make of them."""
+        now = list(self._nodes.values())
+        return self._configured if nodes.is_larger(self._configured, now) else now
+
+    def _shortage(self, wanted: Sequence[Resources]) -> str:
+        """Why none of the alternatives fits, for the one that asks for the least."""
+        last = wanted[-1]
+        text = shortage(self._ever(), last.bundle(), last.count)
+        return text if len(wanted) == 1 else f"none of {len(wanted)} alternatives fits; the last: {text}"
+
+    def _shape(self, assignment: Assignment, resources: Resources, name: str = "") -> Shape:
+        bundle = resources.bundle()
         filler: Mapping[str, float] = {}
         if assignment.alone:
-            filler = rest(self._nodes, bundle, resources.ranks)
-        if not name and self._local is None and self._study:
+            filler = rest(list(self._nodes.values()), bundle, resources.count)
+        if not name and not self._connection.is_local and self._study:
             name = standing.group_name(self._study)
         return Shape(
             run=assignment.run,
-            ranks=resources.ranks,
+            ranks=resources.count,
             cpus=resources.cpus,
             bundle=bundle,
-            hide_gpus=not gpus,
+            hide_gpus=not resources.gpus,
             filler=filler,
             preload=assignment.objective.preload,
             name=name,
@@ -366,19 +420,34 @@ class RayExecutor(Executor):
     def _keep_time(self) -> None:
         now = time.monotonic()
         self._parting = [group for group in self._parting if not group.finish_parting()]
+        self._aside.keep_time()
         for group in list(self._groups):
             group.keep_time(now)
             if group.idle_since is not None and now - group.idle_since > IDLE:
                 self._part(group)
-        if self._local is None and now - self._looked > LOOK:
+        if now - self._looked > LOOK:
             self._looked = now
             self._look_at_nodes()
-        if self._local is None and now - self._swept > SWEEP:
+            self._go_elsewhere(now)
+        if not self._connection.is_local and now - self._swept > SWEEP:
             self._swept = now
             before, self._orphans = self._orphans, standing.orphans()
             for name in before & self._orphans:
                 standing.remove(name)
         self._share_nodes(now)
+
+    def _go_elsewhere(self, now: float) -> None:
+        """Attempts for which others hold what they would rather have take an alternative that is free."""
+        if self._waiting and len(self._waiting[0].alternatives) > 1:
+            shapes = [self._shape(self._waiting[0], one) for one in self._waiting[0].alternatives]
+            for group in list(self._groups):
+                others = [shape for shape in shapes if shape != group.shape and self._has_room(shape)]
+                if group.waits_since(now) > ELSEWHERE and others and not group.is_placed:
+                    self._elsewhere[group.shape.key] = now + OTHERS
+                    self._part(group)
+        if self._held_up or self._elsewhere:
+            self._elsewhere = {key: until for key, until in self._elsewhere.items() if until > now}
+            self._match()
 
     def _share_nodes(self, now: float) -> None:
         """Attempts that have waited too long for a node of their own take what there is."""
@@ -391,11 +460,15 @@ class RayExecutor(Executor):
             self._match()
 
     def _look_at_nodes(self) -> None:
-        """Nodes come and go: what is there, and what leaves those that are to go."""
+        """Nodes come and go, and devices are set aside: what is there; nodes to go are left."""
+        aside = self._aside.counts()
+        if self._connection.is_local and not aside:
+            return
         leaving = standing.draining()
-        before, self._nodes = self._nodes, _nodes(without=leaving)
-        if len(self._nodes) != len(before):
-            log.info("the cluster has %s now", described(self._nodes))
+        before, self._nodes = self._nodes, nodes.alive(leaving, aside)
+        self._configured = nodes.configured()
+        if self._nodes != before:
+            log.info("the cluster has %s now", described(list(self._nodes.values())))
             self._match()
         for group in list(self._groups):
             deadlines = [leaving[node] for node in group.nodes if node in leaving]
@@ -412,17 +485,11 @@ class RayExecutor(Executor):
         group.stop(outcome, max(0.0, left))
 
 
-def _nodes(without: Mapping[str, float] | None = None) -> Nodes:
-    """The resources of the nodes that are alive, and not to go."""
-    found = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in found if node["Alive"] and node["NodeID"] not in (without or {})]
-
-
 def _whole(states: Mapping[int, Standing]) -> Assignment | None:
     """The attempt that every rank of a group runs; None where one is missing or runs another."""
     assignments = [state.assignment for state in states.values()]
     first = assignments[0] if assignments else None
-    if first is None or set(states) != set(range(first.resources.ranks)):
+    if first is None or set(states) != set(range(first.resources.count)):
         return None
     key = (first.number, first.attempt, first.epoch)
     for state in states.values():
@@ -444,31 +511,3 @@ def _results(refs: Sequence[Any], seconds: float) -> dict[Any, Any]:
     if refs:
         ray.wait(list(refs), num_returns=len(refs), timeout=seconds)
     return {ref: _result(ref, 0.001) for ref in refs}
-
-
-def show_token(address: str) -> None:
-    """To a cluster of this host, the token that Ray has made here: ``ray start`` asks for it once there
-    is one, and ``ray.init`` does not show it by itself to an address that was named.
-    """
-    host = address.removeprefix("ray://").rpartition(":")[0]
-    try:
-        socket.create_server((host, 0)).close()
-    except OSError:
-        return  # another host's: who sends a secret there has to say so
-    level = _tokens.logger.level
-    _tokens.logger.setLevel(logging.ERROR)
-    try:
-        _tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    finally:
-        _tokens.logger.setLevel(level)
-
-
-def _knock(address: str) -> None:
-    """Fail soon where nothing listens: Ray itself would try for long.
-
-    Raises:
-        OSError: nobody answers.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=CONNECT).close()

@@ -19,14 +19,16 @@ from typing import Any, Protocol
 
 import ray
 import ray.exceptions
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from storage import owner as processes
 from tuner.assignment import Assignment
 from tuner.channel import Place
 from tuner.dispatch import standing
+from tuner.dispatch.devices import Held
 from tuner.dispatch.group import RankEnding, decide
+from tuner.dispatch.set_aside import assigned_devices
 from tuner.dispatch.shell import WITHOUT_DRIVER, Batch, Shell, StaleEpoch, Standing
 from tuner.messages import Answer, Ended, Finished, Message, RankInfo, Released, Started, decode
 from tuner.outcome import Outcome, Reason
@@ -43,7 +45,6 @@ AGAIN = 1.0  # seconds after which a kill is repeated: the first may have come b
 DRAIN = 1.0  # seconds of one long poll
 SILENT = 20.0  # seconds without an answer to a drain, after which a shell is taken for dead
 STARTING = 120.0  # seconds that a shell may take to start its child
-BUSY = 60.0  # seconds without resources after which we say so
 MARGIN = 5.0  # seconds by which a shell that nobody reaches may be late to end itself
 PARTING = 3.0  # seconds that shells get to clean up
 ABSENT = 2.0  # seconds between two looks at the time that count as ours, not as the shells'
@@ -71,6 +72,11 @@ class Shape:
     preload: tuple[str, ...] = field(default=(), compare=False)
     name: str = field(default="", compare=False)
 
+    @property
+    def key(self) -> object:
+        """Of what it holds."""
+        return self.ranks, tuple(sorted(self.bundle.items()))
+
 
 class Owner(Protocol):
     """What a group needs of its executor."""
@@ -86,6 +92,12 @@ class Owner(Protocol):
 
     def broke(self, group: Group, why: str) -> None:
         """The group cannot be used again."""
+
+    def ready(self, group: Group) -> bool:
+        """All shells have started; whether the group may be used."""
+
+    def device_failed(self, group: Group, rank: int, device: int, why: str) -> None:
+        """A device of a rank, by its index there, failed its probe."""
 
     def superseded(self, error: StaleEpoch) -> None:
         """Another driver has the study, and this one nothing more to say."""
@@ -104,11 +116,13 @@ class RayShell(Shell):
 
     def ready(self) -> dict[str, Any]:
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return {**super().ready(), "node": ray.get_runtime_context().get_node_id(), "address": address}
+        node = ray.get_runtime_context().get_node_id()
+        return {**super().ready(), "node": node, "address": address, "devices": assigned_devices()}
 
     def start(self, assignment: Assignment, place: Place) -> RankInfo:
         info = super().start(assignment, place)
-        self._placed = dataclasses.replace(info, node=ray.get_runtime_context().get_node_id())
+        node = ray.get_runtime_context().get_node_id()
+        self._placed = dataclasses.replace(info, node=node, devices=place.devices)
         return self._placed
 
 
@@ -151,7 +165,7 @@ class Group:
         self._placement = placement
         self._shells = shells
         self._made_at = self._looked_at = time.monotonic()
-        self._warned = self._broken = self._stale = False
+        self._broken = self._stale = False
         self._infos: dict[int, dict[str, Any]] = {}
         self._attempt: _Attempt | None = None
         self._parting: set[int] = set()
@@ -161,7 +175,7 @@ class Group:
     @classmethod
     def make(cls, owner: Owner, shape: Shape, epoch: int) -> Group:
         """Ask Ray for the resources, and for shells that hold them."""
-        bundles = [dict(shape.bundle) or {"CPU": 0.001}] * shape.ranks
+        bundles = [dict(shape.bundle)] * shape.ranks
         strategy = "STRICT_PACK" if shape.filler else "PACK"
         kept: dict[str, Any] = {"name": shape.name, "lifetime": "detached"} if shape.name else {}
         placement = placement_group(
@@ -193,6 +207,29 @@ class Group:
     def is_ready(self) -> bool:
         """All shells have started."""
         return len(self._infos) == self.shape.ranks
+
+    @property
+    def is_placed(self) -> bool:
+        """Ray has given it its resources. A call of Ray's servers."""
+        return bool(placement_group_table(self._placement).get("state") == "CREATED")
+
+    def held(self) -> list[tuple[str, Mapping[str, float]]]:
+        """What each rank holds, and on which node: "" where that is not known yet."""
+        where = [self._infos.get(rank, {}).get("node", "") for rank in range(self.shape.ranks)]
+        held = [(node, self.shape.bundle) for node in where]
+        return [*held, (where[0], self.shape.filler)] if self.shape.filler else held
+
+    def devices(self) -> list[Held]:
+        """The devices of its ranks."""
+        part = min(1.0, self.shape.bundle.get("GPU", 0.0))
+        infos = self._infos.values()
+        return [
+            Held(node=one["node"], device=device, part=part) for one in infos for device in one["devices"]
+        ]
+
+    def info(self, rank: int) -> Mapping[str, Any]:
+        """What a shell said of itself."""
+        return self._infos[rank]
 
     @property
     def number(self) -> int | None:
@@ -253,13 +290,6 @@ class Group:
         """
         absent = now - self._looked_at if now - self._looked_at > ABSENT else 0.0
         self._looked_at = now
-        if not self.is_ready and not self._warned and now - self._made_at > BUSY:
-            self._warned = True
-            log.warning(
-                "no room for a trial for %d s: other work on the cluster holds what it needs (%s); it waits",
-                BUSY,
-                dict(self.shape.bundle),
-            )
         attempt = self._attempt
         if attempt is None:
             return
@@ -342,7 +372,7 @@ class Group:
             self._owner.broke(self, cause(result))
             return
         self._infos[rank] = result
-        if self.is_ready:
+        if self.is_ready and self._owner.ready(self):
             self.idle_since = time.monotonic()
             self._owner.became_idle(self)
 
@@ -360,6 +390,7 @@ class Group:
                 host=host,
                 port=port,
                 one_node=attempt.one_node,
+                devices=self._infos[rank]["devices"],
             )
             ref = shell.start.remote(attempt.assignment, place)
             self._owner.watch(ref, self._bound(self._on_started, rank))
@@ -394,6 +425,9 @@ class Group:
             if isinstance(message, Finished):
                 ending = RankEnding(rank=rank, outcome=message.outcome, collateral=message.collateral)
                 attempt.endings.append(ending)
+                if message.device is not None:
+                    self._broken = True  # the device is given back, and not used again
+                    self._owner.device_failed(self, rank, message.device, message.outcome.message)
             elif not attempt.decided:
                 self._owner.deliver(attempt.assignment, rank, seq, message)
         attempt.delivering = None

@@ -183,13 +183,12 @@ class Shell:
             self._conclude(child, Outcome(reason=Reason.RANK_LOST, message="did not start in time"))
         with self._changed:
             self._heard = time.monotonic()
-        devices = self._environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
         self._placed = RankInfo(
             rank=place.rank,
             host=socket.gethostname(),
             node="",
             pid=self._nursery.pid,
-            devices=tuple(filter(None, devices)),
+            devices=place.devices,
             process=owner.identity(self._run, self._nursery.pid),
         )
         return self._placed
