@@ -75,10 +75,11 @@ class Assignment:
         user_attrs, constraints, reports: what earlier attempts left, up to the checkpoint.
         checkpoints: fsspec URI or folder of this trial; attempts are folders below it.
         env: environment variables for the ranks, values included; never stored.
-        folder: the driver's working folder; a rank works in it where the node has it.
+        folder: the driver's working folder, what is in it is in the rank's too where the node has it.
         can_prune: False where the pruner can never say True, so ``should_prune`` need not ask.
         strict: a fixed parameter that its distribution does not hold is an error, not a warning.
         alone: nothing else of ours runs on its node meanwhile.
+        keep: a process that ended well is kept for the next trial: ``isolation="shared"``.
         resources: what it was given; the one it would rather have until it has its place.
         alternatives: what it may be given, in order of preference; none: ``resources`` only.
     """
@@ -107,4 +108,5 @@ class Assignment:
     can_prune: bool = True
     grace: float = 10.0
     alone: bool = False
+    keep: bool = False
     strict: bool = False

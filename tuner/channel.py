@@ -21,6 +21,7 @@ class Place:
         listen_fd: on rank 0, the socket that is already bound to ``port``; else -1.
         one_node: all ranks run on one node, so that the loopback interface serves gloo.
         devices: physical ids of the GPUs that Ray gave to this rank.
+        folder: where the ranks of this node work; "" for where the process is.
     """
 
     rank: int = 0
@@ -31,6 +32,7 @@ class Place:
     listen_fd: int = -1
     one_node: bool = True
     devices: tuple[str, ...] = ()
+    folder: str = ""
 
 
 class Channel(Protocol):

@@ -457,13 +457,13 @@ class Driver:
     def _bound_wait(self, now: float) -> None:
         """Say that nothing of ours has the resources it needs, and end the run when that is too long."""
         here = [running for running in self._running.values() if not running.ended]
-        if any(running.began is not None for running in here) or (not here and self._slots()):
+        waits = self._executor.waits()
+        if any(running.began is not None for running in here) or not (waits or not self._slots()):
             self._without_place = None
             return
         if self._without_place is None:
             self._without_place, self._said_to_wait = now, False
         waited, bound = now - self._without_place, self._settings.resource_timeout
-        waits = self._executor.waits()
         what = next(iter(waits.values()), "resources: the cluster holds no trial now")
         if waited > SAY_WAIT and not self._said_to_wait:
             self._said_to_wait = True

@@ -108,4 +108,5 @@ def assignment(
         can_prune=not isinstance(study.pruner, optuna.pruners.NopPruner),
         grace=job.grace,
         alone=due.plan.alone,
+        keep=job.settings.isolation == "shared",
     )

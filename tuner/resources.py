@@ -11,6 +11,7 @@ from tuner.errors import BadInput
 
 __all__ = [
     "FUNCTION",
+    "NOTHING",
     "TYPE",
     "Resources",
     "ResourcesSpec",
@@ -28,6 +29,9 @@ TYPE = "accelerator_type:"
 """Ray's name of the resource that a node with such a device has begins so."""
 
 _TINY = 0.001  # what Ray itself asks of it
+
+NOTHING = 0.002
+"""CPUs of a rank that asks for nothing: Ray knows no empty bundle, and some bound is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,8 @@ class Resources:
             wanted[TYPE + self.accelerator] = _TINY
         if self.memory is not None:
             wanted["memory"] = self.memory
-        return {name: amount for name, amount in wanted.items() if amount}
+        asked = {name: amount for name, amount in wanted.items() if amount}
+        return asked or {"CPU": NOTHING}
 
 
 ResourcesSpec = Resources | Sequence[Resources] | Callable[[Mapping[str, Any]], Any]
@@ -163,18 +168,20 @@ def chosen(given: ResourcesSpec, params: Mapping[str, Any]) -> tuple[Resources, 
     """
     if isinstance(given, Resources) or not callable(given):
         return alternatives(given)
-    try:
-        answer = given(dict(params))
-    except KeyError as error:
-        if error.args and error.args[0] in params:
-            raise
-        raise BadInput(
-            f"resources: the function asked for parameter {error}, and before the trial starts only "
-            f"{', '.join(sorted(params)) or 'none'} is known; name the parameters with space=..."
-        ) from error
+    answer = given(_Known(params))
     if callable(answer) and not isinstance(answer, Resources):
         raise BadInput(f"resources: the function returned {answer!r}; return tuner.Resources(...)")
     return alternatives(answer)
+
+
+class _Known(dict[str, Any]):
+    """Parameters of a trial that has not started; of one that is missing it says why."""
+
+    def __missing__(self, name: str) -> Any:
+        raise BadInput(
+            f"resources: the function asked for parameter {name!r}, and before the trial starts only "
+            f"{', '.join(sorted(self)) or 'none'} is known; name the parameters with space=..."
+        )
 
 
 def described(one: Resources) -> str:

@@ -48,8 +48,11 @@ _LOST_PEER = (
 
 def run(
     assignment: Assignment, place: Place, channel: Channel, objective: Callable[[Trial], Any] | None = None
-) -> None:
+) -> bool:
     """Run the objective in this process and send exactly one ``Finished`` at its end.
+
+    Returns:
+        Whether it ended well: complete, or pruned.
 
     The objective is imported by its reference; ``objective`` is the function itself where the
     driver runs in this very process, so that closures and breakpoints are its own.
@@ -73,10 +76,11 @@ def run(
     if not ending.returned:
         _leave_group()  # before anything else: a peer may wait in a collective
     channel.send(Finished(outcome=ending.outcome, collateral=ending.collateral, device=ending.device))
+    well = ending.outcome.reason in (Reason.COMPLETE, Reason.PRUNED)
     if store is not None:
-        well = ending.returned or ending.outcome.reason is Reason.PRUNED
-        _farewell(store, place, ending.returned, well)
+        _farewell(store, place, ending.returned, ending.returned or well)
     _leave_group()
+    return well
 
 
 def _seed(assignment: Assignment) -> None:

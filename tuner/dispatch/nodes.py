@@ -10,7 +10,7 @@ from ray._private.state import state
 
 from tuner.dispatch.capacity import Nodes
 
-__all__ = ["alive", "configured", "is_larger"]
+__all__ = ["alive", "configured", "free", "is_larger"]
 
 _MOST = 1000  # nodes of a kind that are counted: an autoscaler's limit may be a formality
 
@@ -32,6 +32,12 @@ def alive(
             aside = (devices_aside or {}).get(name, 0)
             found[name] = {**has, "GPU": max(0, has.get("GPU", 0) - aside)} if aside else has
     return found
+
+
+def free(nodes: Collection[str]) -> dict[str, dict[str, float]]:
+    """What nobody holds now of some nodes, a moment ago."""
+    found = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return {name: dict(found[name]) for name in nodes if name in found}
 
 
 def configured() -> Nodes:

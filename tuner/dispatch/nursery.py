@@ -25,6 +25,7 @@ from tuner.processes import sweep
 __all__ = ["Nursery", "hang_up"]
 
 TAIL = 16_384  # bytes of output that are kept with an outcome
+MOST = 16 * 2**20  # bytes of output that a rank's file holds; then only the last of it stays
 FORK = 100.0  # seconds that a zygote may take for its imports and the first fork
 
 
@@ -59,8 +60,11 @@ class Nursery:
         self._changed = threading.Condition()
         self._channel: socket.socket | None = None
         self._theirs: socket.socket | None = None
+        self._desk: socket.socket | None = None  # of the process that is kept
+        self._is_free = False  # it waits for an attempt
         self._listener: socket.socket | None = None
         self._over = True  # the rank has ended
+        self._kept = 0  # the process that waits for another attempt
         self._seen: dict[int, Mapping[str, object]] = {}  # what was below the zygote when last looked at
         self._closing = self._has_zygote = False
         self._start()
@@ -90,7 +94,14 @@ class Nursery:
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         listen = listener.fileno() if listener is not None and place.rank == 0 else -1
         try:
-            zygote.request(self._control, assignment, place, theirs.fileno(), output, listen)
+            if not self._give_to_kept(assignment, place, theirs.fileno(), output, listen):
+                desk = self._make_desk() if assignment.keep else None
+                number = desk.fileno() if desk is not None else -1
+                zygote.request(
+                    self._control, assignment, place, theirs.fileno(), output, desk=number, listen=listen
+                )
+                if desk is not None:
+                    desk.close()
         except OSError:
             self._end(channel, None)
         finally:
@@ -104,6 +115,54 @@ class Nursery:
         if late:
             sweep(self._folder.name, SHELL_MARK)
         return not late
+
+    def _give_to_kept(
+        self, assignment: Assignment, place: Place, child: int, output: int, listen: int
+    ) -> bool:
+        """Let the process of the last attempt be the rank; False where there is none that waits."""
+        with self._changed:
+            desk, is_free = self._desk, self._is_free
+            self._is_free = False
+        if desk is None or not is_free or not assignment.keep:
+            return False
+        with self._changed:
+            self.pid = self._kept  # before it can end
+        try:
+            zygote.request(desk, assignment, place, child, output, listen=listen)
+        except OSError:  # it has just died
+            with self._changed:
+                self.pid = 0
+            return False
+        return True
+
+    def _make_desk(self) -> socket.socket:
+        """Where the process that is forked next waits between its attempts; its end."""
+        if self._desk is not None:
+            hang_up(self._desk)
+        self._desk, theirs = socket.socketpair()
+        threading.Thread(target=self._attend, args=(self._desk,), daemon=True).start()
+        return theirs
+
+    def _attend(self, desk: socket.socket) -> None:
+        """Its attempts end when it says that it is free for the next."""
+        with contextlib.suppress(OSError):
+            while desk.recv(1):
+                with self._changed:
+                    if desk is not self._desk:
+                        return
+                    channel, self._kept, self._is_free = self._channel, self.pid, True
+                if channel is not None:
+                    self._end(channel, 0)
+
+    def trim(self) -> None:
+        """Cut a rank's output where it is longer than :data:`MOST`: of it all, only the end stays."""
+        with contextlib.suppress(OSError):
+            size = os.stat(self._log).st_size
+            if size > MOST:
+                tail = self.tail()
+                os.truncate(self._log, 0)
+                with open(self._log, "a", errors="replace") as log:
+                    log.write(f"[{size - len(tail):,} bytes of output before this were cut]\n{tail}")
 
     def look_around(self) -> int:
         """Remember what is below the zygote, in case that it is lost: it alone finds what has left the
@@ -123,6 +182,8 @@ class Nursery:
     def close(self) -> None:
         """Let the zygote end, with all that is below it."""
         self._closing = True
+        if self._desk is not None:
+            hang_up(self._desk)
         hang_up(self._control)
 
     def _start(self) -> None:
@@ -155,6 +216,8 @@ class Nursery:
                         self._changed.notify_all()
                     mine = message.get("exited") == self.pid
                     channel = self._channel
+                    if message.get("exited", 0) == self._kept:
+                        self._is_free = False
                 if mine and channel is not None:
                     self._end(channel, message["code"])
         with self._changed:

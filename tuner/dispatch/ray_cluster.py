@@ -41,8 +41,6 @@ PING = 2.0  # seconds between two words that the driver lives, whatever its loop
 LOOK = 1.0  # seconds between two looks at the nodes of a standing cluster
 SWEEP = 5.0  # seconds between two looks at what dead drivers of any study have left on it
 ALONE = 60.0  # seconds that an attempt waits for a node of its own; then it shares one
-ELSEWHERE = 5.0  # seconds without a place after which a trial that has an alternative takes that
-OTHERS = 30.0  # seconds for which what others hold is not tried again where there is an alternative
 WITHOUT_DEADLINE = 60.0  # seconds that attempts get on a node that is to go some time
 HURRY = 2.0  # seconds before a node goes, by which its attempts have left
 
@@ -64,9 +62,9 @@ class RayExecutor(Executor):
         self._aside = SetAside(self.watch)
         self._nodes: dict[str, dict[str, float]] = {}
         self._configured: Nodes = ()
+        self._starting: dict[Group, int] = {}  # for which attempt that waits
         self._held_up = False  # an attempt found no room: nothing else is to be given one
         self._more: int | None = None  # attempts that fit beside those that are here; None: to be counted
-        self._elsewhere: dict[object, float] = {}  # shapes that others hold, until when
         self._started_one = False
         self._failed_starts = 0
         self._superseded: StaleEpoch | None = None
@@ -193,7 +191,12 @@ class RayExecutor(Executor):
 
     def waits(self) -> Mapping[int, str]:
         why = f" ({self._aside.described()})" if self._aside.described() else ""
-        wants = {one.number: " or ".join(map(in_words, one.alternatives)) + why for one in self._waiting}
+        placed = {number for group, number in self._starting.items() if group.is_placed}
+        wants = {
+            one.number: " or ".join(map(in_words, one.alternatives)) + why
+            for one in self._waiting
+            if one.number not in placed
+        }
         return wants or ({-1: f"a device{why}"} if why else {})
 
     def committed(self, number: int, rank: int, seq: int) -> None:
@@ -292,7 +295,8 @@ class RayExecutor(Executor):
         """
         self._more = None
         self._held_up = False
-        claimed: set[int] = set()
+        claimed: dict[Group, int] = {}
+        self._starting = claimed
         for one in sorted(self._waiting, key=lambda waiting: not waiting.alone):
             if not self._serve(one, claimed):
                 self._held_up = True
@@ -301,7 +305,7 @@ class RayExecutor(Executor):
                         self._part(group)
                 return
 
-    def _serve(self, one: Assignment, claimed: set[int]) -> bool:
+    def _serve(self, one: Assignment, claimed: dict[Group, int]) -> bool:
         """Whether an attempt has a group: it is begun there, or waits until that has started."""
         shapes = [(self._shape(one, resources), resources) for resources in one.alternatives]
         for shape, resources in shapes:
@@ -312,25 +316,24 @@ class RayExecutor(Executor):
                     self._waiting.remove(one)
                     group.begin(dataclasses.replace(one, resources=resources))
                     return True
-                if not group.is_ready and id(group) not in claimed:
-                    claimed.add(id(group))
+                if not group.is_ready and group not in claimed:
+                    claimed[group] = one.number
                     return not shape.filler
-            held_by_others = self._elsewhere.get(shape.key, 0.0) > time.monotonic()
-            if not held_by_others and self._has_room(shape):
-                return self._make(shape, claimed)
-        for shape, _ in shapes:  # the cluster may grow, and others may give back what they hold
-            if self._has_room(shape, at_most=True):
-                return self._make(shape, claimed)
+            if self._has_room(shape) and (len(shapes) == 1 or self._is_free(shape)):
+                return self._make(shape, one.number, claimed)
+        for shape, _ in shapes:
+            if self._ever() is self._configured and self._has_room(shape, at_most=True):
+                return self._make(shape, one.number, claimed)  # what waits for a place makes the cluster grow
         return False
 
-    def _make(self, shape: Shape, claimed: set[int]) -> bool:
+    def _make(self, shape: Shape, number: int, claimed: dict[Group, int]) -> bool:
         """Start a group, in place of idle ones of other shapes where there is no room beside them."""
         if not fits(self._room(idle=True), (shape.bundle, shape.ranks)):
             for idle in [group for group in self._groups if group.idle_since is not None]:
                 self._part(idle)
         group = Group.make(self, shape, self._epoch)
         self._groups.append(group)
-        claimed.add(id(group))
+        claimed[group] = number
         return not shape.filler
 
     def _has_room(self, shape: Shape, at_most: bool = False) -> bool:
@@ -339,6 +342,17 @@ class RayExecutor(Executor):
         if self._aside.is_looking and not shape.hide_gpus:
             return False
         return fits(self._room(at_most=at_most), (shape.bundle, shape.ranks))
+
+    def _is_free(self, shape: Shape) -> bool:
+        """Whether nobody on the cluster holds it: asked where there is an alternative."""
+        giving = [group for group in self._groups if group.idle_since is not None] + self._parting
+        taking = [group for group in self._groups if not group.is_ready and not group.is_placed]
+        held: list[tuple[str, Mapping[str, float]]] = []
+        for group in giving:
+            held += [(node, {name: -one for name, one in bundle.items()}) for node, bundle in group.held()]
+        for group in taking:
+            held += [("", bundle) for _, bundle in group.held()]
+        return fits(remaining(nodes.free(self._nodes), held), (shape.bundle, shape.ranks))
 
     def _room(self, *, idle: bool = False, at_most: bool = False) -> Nodes:
         """What is left beside our groups, with or without those that are idle; now, or once it has grown."""
@@ -428,26 +442,14 @@ class RayExecutor(Executor):
         if now - self._looked > LOOK:
             self._looked = now
             self._look_at_nodes()
-            self._go_elsewhere(now)
+            if self._held_up:
+                self._match()  # others on the cluster may have given something back
         if not self._connection.is_local and now - self._swept > SWEEP:
             self._swept = now
             before, self._orphans = self._orphans, standing.orphans()
             for name in before & self._orphans:
                 standing.remove(name)
         self._share_nodes(now)
-
-    def _go_elsewhere(self, now: float) -> None:
-        """Attempts for which others hold what they would rather have take an alternative that is free."""
-        if self._waiting and len(self._waiting[0].alternatives) > 1:
-            shapes = [self._shape(self._waiting[0], one) for one in self._waiting[0].alternatives]
-            for group in list(self._groups):
-                others = [shape for shape in shapes if shape != group.shape and self._has_room(shape)]
-                if group.waits_since(now) > ELSEWHERE and others and not group.is_placed:
-                    self._elsewhere[group.shape.key] = now + OTHERS
-                    self._part(group)
-        if self._held_up or self._elsewhere:
-            self._elsewhere = {key: until for key, until in self._elsewhere.items() if until > now}
-            self._match()
 
     def _share_nodes(self, now: float) -> None:
         """Attempts that have waited too long for a node of their own take what there is."""

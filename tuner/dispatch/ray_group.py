@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from storage import owner as processes
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import standing
+from tuner.dispatch import standing, working_folder
 from tuner.dispatch.devices import Held
 from tuner.dispatch.group import RankEnding, decide
 from tuner.dispatch.set_aside import assigned_devices
@@ -44,6 +44,7 @@ LEAVING = 10.0  # seconds that the other ranks get when one has ended
 AGAIN = 1.0  # seconds after which a kill is repeated: the first may have come before the child
 DRAIN = 1.0  # seconds of one long poll
 SILENT = 20.0  # seconds without an answer to a drain, after which a shell is taken for dead
+ASK = 0.5  # seconds between two questions to Ray whether a group has its place
 STARTING = 120.0  # seconds that a shell may take to start its child
 MARGIN = 5.0  # seconds by which a shell that nobody reaches may be late to end itself
 PARTING = 3.0  # seconds that shells get to clean up
@@ -71,11 +72,6 @@ class Shape:
     filler: Mapping[str, float] = field(default_factory=dict)
     preload: tuple[str, ...] = field(default=(), compare=False)
     name: str = field(default="", compare=False)
-
-    @property
-    def key(self) -> object:
-        """Of what it holds."""
-        return self.ranks, tuple(sorted(self.bundle.items()))
 
 
 class Owner(Protocol):
@@ -167,6 +163,7 @@ class Group:
         self._made_at = self._looked_at = time.monotonic()
         self._broken = self._stale = False
         self._infos: dict[int, dict[str, Any]] = {}
+        self._is_placed, self._asked_at = False, 0.0
         self._attempt: _Attempt | None = None
         self._parting: set[int] = set()
         self._part_by: float | None = None
@@ -210,8 +207,12 @@ class Group:
 
     @property
     def is_placed(self) -> bool:
-        """Ray has given it its resources. A call of Ray's servers."""
-        return bool(placement_group_table(self._placement).get("state") == "CREATED")
+        """Ray has given it its resources, as far as was known a moment ago."""
+        now = time.monotonic()
+        if not self._is_placed and now - self._asked_at > ASK:
+            self._asked_at = now
+            self._is_placed = placement_group_table(self._placement).get("state") == "CREATED"
+        return self._is_placed or self.is_ready
 
     def held(self) -> list[tuple[str, Mapping[str, float]]]:
         """What each rank holds, and on which node: "" where that is not known yet."""
@@ -379,10 +380,13 @@ class Group:
     def _start_ranks(self, attempt: _Attempt, host: str, port: int) -> None:
         attempt.launched = True
         before: dict[str, int] = {}
+        home = attempt.assignment.folder
+        folders: dict[str, str] = {}  # by node: of the shell of its first rank
         for rank, shell in enumerate(self._shells):
             node = self._infos[rank]["node"]
             local = before.get(node, 0)
             before[node] = local + 1
+            folders.setdefault(node, working_folder.folder_of(self._infos[rank]["folder"], home))
             place = Place(
                 rank=rank,
                 local_rank=local,
@@ -391,6 +395,7 @@ class Group:
                 port=port,
                 one_node=attempt.one_node,
                 devices=self._infos[rank]["devices"],
+                folder=folders[node],
             )
             ref = shell.start.remote(attempt.assignment, place)
             self._owner.watch(ref, self._bound(self._on_started, rank))

@@ -31,7 +31,7 @@ from storage import owner
 from tuner import last_words
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import memory
+from tuner.dispatch import memory, working_folder
 from tuner.dispatch.group import exit_outcome
 from tuner.dispatch.nursery import Nursery, hang_up
 from tuner.dispatch.outbox import Outbox
@@ -113,6 +113,7 @@ class Shell:
         self._outbox = Outbox()
         self._assignment: Assignment | None = None
         self._placed: RankInfo | None = None
+        self._place = Place()
         self._began = 0.0
         self._verdict: Outcome | None = None  # why we ended the child ourselves
         self._flush = False  # something waits that must not keep the pace
@@ -129,8 +130,15 @@ class Shell:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def ready(self) -> dict[str, Any]:
-        """Where this shell is: ``host``, ``pid``, and ``loopback``, the same for shells that share one."""
-        return {"host": socket.gethostname(), "pid": os.getpid(), "loopback": loopback()}
+        """Where this shell is: ``host``, ``pid``, its ``folder``, and ``loopback``, the same for shells that
+        share one.
+        """
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "loopback": loopback(),
+            "folder": str(self._folder),
+        }
 
     def adopt(self, epoch: int) -> Standing:
         """Serve another driver from here on, and tell it what there is.
@@ -168,10 +176,12 @@ class Shell:
             StaleEpoch: the caller was taken over.
         """
         self._check(assignment.epoch)
+        self._collect()  # again: another rank of the attempt before may have outlived this one's
         child = self._nursery.prepare()
         with self._changed:
             self._outbox = Outbox()
             self._assignment, self._placed, self._verdict = assignment, None, None
+            self._place = place
             self._ended = self._finished = self._flush = False
             self._child = child
             self._began = time.monotonic()
@@ -293,7 +303,14 @@ class Shell:
                 waiting = len(self._outbox) >= OUTBOX
             if not waiting:
                 break  # something outside its tree still holds the socket
+        self._collect()
         self._conclude(child, self._outcome(code))
+
+    def _collect(self) -> None:
+        """What the attempt left in its folder goes where it stays."""
+        assignment, place = self._assignment, self._place
+        if assignment is not None and place.folder and place.local_rank == 0:
+            working_folder.collect(place.folder, assignment.folder, assignment.study, assignment.number)
 
     def _outcome(self, code: int | None) -> Outcome:
         """Of a child that left no word of its own; ``code`` is None where its zygote was lost."""
@@ -408,6 +425,7 @@ class Shell:
         with self._changed:
             assignment, running = self._assignment, self._nursery.pid and not self._ended
         zygote = self._nursery.look_around()
+        self._nursery.trim()
         if not running or assignment is None or not zygote or self._verdict is not None:
             return False
         limit, node = assignment.resources.memory, memory.node()

@@ -26,35 +26,48 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 
 from tuner.assignment import Assignment
 from tuner.channel import Place
+from tuner.dispatch import working_folder
 from tuner.dispatch.pipe import PipeChannel
 from tuner.processes import become_subreaper, die_with_parent
+from tuner.slate import Slate
 
 __all__ = ["main", "request"]
 
 _HEADER = struct.Struct("!I")
-_MAX_FDS = 3
+_MAX_FDS = 4
+_IDLE = b"."  # what a process says at its desk when it is ready for another attempt
 
 
 def request(
-    control: socket.socket, assignment: Assignment, place: Place, child: int, output: int, listen: int
+    control: socket.socket,
+    assignment: Assignment,
+    place: Place,
+    child: int,
+    output: int,
+    *,
+    desk: int = -1,
+    listen: int = -1,
 ) -> None:
-    """Ask a zygote to fork a rank (the shell's side).
+    """Ask a zygote for a rank, or a process that was kept to be one (the shell's side).
 
     Args:
-        control: the shell's end of the control socket.
+        control: the shell's end of the zygote's control socket, or of the desk of the one that was kept.
         child: file descriptor of the rank's end of its channel.
         output: file that becomes the rank's standard output and error.
-        listen: socket on which rank 0 serves its store, or -1.
+        desk: socket on which a process that is kept says that it is idle, and gets its next attempt.
+        listen: socket on which rank 0 serves its store.
     """
-    body = pickle.dumps((assignment, place))
-    descriptors = [child, output, *([listen] if listen >= 0 else [])]
+    given = {name: number for name, number in (("desk", desk), ("listen", listen)) if number >= 0}
+    body = pickle.dumps((assignment, place, tuple(given)))
+    descriptors = [child, output, *given.values()]
     packed = array.array("i", descriptors)
     control.sendmsg([_HEADER.pack(len(body))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
     control.sendall(body)
@@ -102,7 +115,6 @@ def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
             received = _receive(control)
             if received is None:
                 return
-            assignment, place, descriptors = received
             parent = os.getpid()
             child = os.fork()
             if child == 0:
@@ -110,13 +122,20 @@ def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
                 for descriptor in (wake, wake_write):
                     os.close(descriptor)
                 control.close()
-                _become_rank(parent, assignment, place, descriptors)
-            for descriptor in descriptors:
+                _become_rank(parent, received)
+            for descriptor in received.descriptors.values():
                 os.close(descriptor)
             _tell(control, {"started": child})
 
 
-def _receive(control: socket.socket) -> tuple[Assignment, Place, list[int]] | None:
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    assignment: Assignment
+    place: Place
+    descriptors: Mapping[str, int]  # child, output, and desk and listen where they were given
+
+
+def _receive(control: socket.socket) -> _Request | None:
     """The next request; None when the shell is gone."""
     try:
         header, descriptors, _, _ = socket.recv_fds(control, _HEADER.size, _MAX_FDS)
@@ -131,11 +150,14 @@ def _receive(control: socket.socket) -> tuple[Assignment, Place, list[int]] | No
             body += part
     except ConnectionError:
         return None
-    assignment, place = pickle.loads(bytes(body))  # from our own shell, over a private socket
-    return assignment, place, descriptors
+    assignment, place, given = pickle.loads(bytes(body))  # from our own shell, over a private socket
+    names = ("child", "output", *given)
+    return _Request(
+        assignment=assignment, place=place, descriptors=dict(zip(names, descriptors, strict=True))
+    )
 
 
-def _become_rank(parent: int, assignment: Assignment, place: Place, descriptors: list[int]) -> None:
+def _become_rank(parent: int, request: _Request) -> None:
     """In the child: run the rank, and never return."""
     code = 1
     try:
@@ -145,23 +167,14 @@ def _become_rank(parent: int, assignment: Assignment, place: Place, descriptors:
             os._exit(1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(descriptors[1], 1)
-        os.dup2(descriptors[1], 2)
-        os.close(descriptors[1])
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
             score.write("900")  # if the kernel has to end something, then a rank, and no server or driver
-        if os.path.isdir(assignment.folder):
-            os.chdir(assignment.folder)
-        os.environ.update(assignment.env)
-        os.environ["TUNER_STUDY"] = assignment.study
-        os.environ["TUNER_TRIAL"] = str(assignment.number)
-        gc.unfreeze()
-        from tuner import worker
-
-        listen = descriptors[2] if len(descriptors) > 2 else -1
-        channel = PipeChannel(socket.socket(fileno=descriptors[0]))
-        worker.run(assignment, replace(place, listen_fd=listen), channel)
+        if "desk" in request.descriptors:
+            _run_as_long_as_kept(request)
+        else:
+            gc.unfreeze()
+            _run(request)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -170,6 +183,40 @@ def _become_rank(parent: int, assignment: Assignment, place: Place, descriptors:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _run(request: _Request) -> bool:
+    """One attempt; whether it ended well."""
+    from tuner import worker
+
+    assignment, place, descriptors = request.assignment, request.place, request.descriptors
+    for standard in (1, 2):  # by descriptor: what C code and child processes print is caught too
+        os.dup2(descriptors["output"], standard)
+    os.close(descriptors["output"])
+    if place.folder:
+        working_folder.enter(place.folder, assignment.folder)
+    os.environ.update(assignment.env)
+    os.environ["TUNER_STUDY"] = assignment.study
+    os.environ["TUNER_TRIAL"] = str(assignment.number)
+    with socket.socket(fileno=descriptors["child"]) as connection:
+        place = replace(place, listen_fd=descriptors.get("listen", -1))
+        well = worker.run(assignment, place, PipeChannel(connection))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return well
+
+
+def _run_as_long_as_kept(request: _Request) -> None:
+    """One attempt after the other, each as in a fresh process, until one ends badly or leaks."""
+    slate = Slate()
+    with socket.socket(fileno=request.descriptors["desk"]) as desk:
+        following: _Request | None = request
+        while following is not None and _run(following):
+            why = slate.wipe()
+            if why:
+                return
+            desk.sendall(_IDLE)
+            following = _receive(desk)
 
 
 def _reap(control: socket.socket, child: int) -> int:

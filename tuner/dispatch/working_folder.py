@@ -1,0 +1,120 @@
+"""The folder that an attempt works in: its own, in which what the driver's folder holds is there too.
+
+Two trials that write ``model.pt`` do not meet, and one that reads ``data.csv`` or ``../data.csv`` finds it:
+a link for each entry of the driver's folder, and of the one above it. What an attempt leaves there is
+moved to ``tuner-files/STUDY/TRIAL`` in the driver's folder, where that is on this node.
+
+The folder belongs to the shell of the first rank of a node, which the trial's other ranks there share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+__all__ = ["FILES", "collect", "enter", "folder_of"]
+
+FILES = "tuner-files"
+"""In the driver's folder: what trials left, by study and number."""
+
+_MOST = 2000  # entries of a folder that are linked; where there are more, trials work in it itself
+
+
+def folder_of(shell: str, home: str) -> str:
+    """Where a shell's attempts work.
+
+    Args:
+        shell: its folder.
+        home: the driver's folder.
+    """
+    return f"{shell}/work/{os.path.basename(home) or 'root'}"
+
+
+def enter(folder: str, home: str) -> None:
+    """Work in the folder from here on; all ranks of a node may do it at once.
+
+    Args:
+        home: of which everything is to be found there; it need not be on this node.
+    """
+    os.makedirs(folder, exist_ok=True)
+    if os.path.isdir(home):
+        if not _link(home, folder, without=""):
+            os.chdir(home)
+            return
+        _link(os.path.dirname(home), os.path.dirname(folder), without=os.path.basename(home))
+    os.chdir(folder)
+
+
+def collect(folder: str, home: str, study: str, number: int) -> list[str]:
+    """Move what an attempt left in its folder to where it stays, so that the next one finds nothing of it.
+
+    Returns:
+        The paths of the files, in ``home``; none where ``home`` is not on this node.
+    """
+    kept = f"{home}/{FILES}/{re.sub(r'[^A-Za-z0-9_.-]', '_', study)}/{number}"
+    found = []
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        if _is_ours(entry, home):
+            continue
+        if os.path.isdir(home):
+            found += _move(path, Path(kept) / entry.name)
+        _remove(path)
+    return found
+
+
+def _link(home: str, folder: str, without: str) -> bool:
+    """Let the links in a folder be those to the entries of another; False where these are too many."""
+    wanted = {entry.name for entry in _entries(home)} - {without, FILES}
+    if len(wanted) > _MOST:
+        return False
+    there = {entry.name: entry for entry in _entries(folder)}
+    for name, entry in there.items():
+        if name not in wanted and _is_ours(entry, home):
+            _remove(Path(entry.path))
+    for name in wanted - set(there):
+        with contextlib.suppress(FileExistsError):  # another rank was first
+            os.symlink(f"{home}/{name}", f"{folder}/{name}")
+    return True
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _is_ours(entry: os.DirEntry[str], home: str) -> bool:
+    if not entry.is_symlink():
+        return False
+    with contextlib.suppress(OSError):
+        return os.readlink(entry.path) == f"{home}/{entry.name}"
+    return False
+
+
+def _move(source: Path, target: Path) -> list[str]:
+    """Files of a tree to another, in place of those of the same name; what cannot be moved is left out."""
+    files = [source] if not source.is_dir() or source.is_symlink() else sorted(source.rglob("*"))
+    moved = []
+    for file in files:
+        if file.is_symlink() or not file.is_file():
+            continue
+        goal = target / file.relative_to(source) if file != source else target
+        with contextlib.suppress(OSError):
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(file, goal)
+            moved.append(str(goal))
+    return moved
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
