@@ -1,0 +1,362 @@
+"""What a trial changes is not seen by the next, whether it has a process of its own or one that is kept."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import tuner
+from storage import Database, reads
+from tests.test_zygote import RUN, assignment, drain_until, until_ended
+from tuner.channel import Place
+from tuner.dispatch import nursery, working_folder
+from tuner.dispatch.shell import Shell
+from tuner.messages import UserAttr
+from tuner.outcome import Outcome, Reason
+from tuner.processes import is_gone, marked
+from tuner.slate import MORE_FILES, MORE_MEMORY, Leaks, leak
+
+ISOLATIONS = ("attempt", "shared")
+
+OBJECTIVES = """
+import builtins, gc, logging, os, random, signal, subprocess, sys, threading, time, warnings
+from pathlib import Path
+import optuna
+
+SEEN = []
+
+def state():
+    import numpy, torch
+    return {
+        "globals": len(SEEN),
+        "environment": [os.environ.get("ADDED"), os.environ.get("PATH")],
+        "dtype": str(torch.get_default_dtype()),
+        "device": str(torch.empty(1).device),
+        "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+        "group": torch.distributed.is_initialized(),
+        "draws": [random.random(), numpy.random.rand(), torch.rand(1).item()],
+        "logging": [logging.root.level, len(logging.root.handlers), logging.root.manager.disable,
+                    logging.getLogger("mine").level, len(logging.getLogger("mine").handlers)],
+        "optuna": optuna.logging.get_verbosity(),
+        "warnings": len(warnings.filters),
+        "signals": [str(signal.getsignal(one)) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)],
+        "alarm": signal.getitimer(signal.ITIMER_REAL)[0],
+        "umask": os.umask(0o022),
+        "path": list(sys.path),
+        "recursion": sys.getrecursionlimit(),
+        "hook": sys.excepthook is sys.__excepthook__,
+        "stdout": sys.stdout is sys.__stdout__,
+        "builtins": hasattr(builtins, "mine"),
+        "gc": gc.isenabled(),
+        "files": sorted(os.listdir(".")),
+        "folder": os.getcwd(),
+    }
+
+def changes_everything(trial):
+    import torch
+    trial.set_user_attr("pid", os.getpid())
+    trial.set_user_attr("state", state())
+    SEEN.append(trial.number)
+    os.environ["ADDED"] = "1"
+    os.environ["PATH"] = "/nowhere"
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("medium")
+    torch.set_num_threads(2)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    logging.getLogger().setLevel(1)
+    logging.getLogger().addHandler(logging.NullHandler())
+    logging.getLogger("mine").setLevel(1)
+    logging.getLogger("mine").addHandler(logging.NullHandler())
+    logging.disable(50)
+    optuna.logging.set_verbosity(50)
+    warnings.simplefilter("error")
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, 1000)
+    os.umask(0)
+    sys.path.insert(0, "/nowhere")
+    sys.setrecursionlimit(5000)
+    sys.excepthook = print
+    sys.stdout = open(os.devnull, "w")
+    builtins.mine = True
+    gc.disable()
+    Path("mine.txt").write_text("1")
+    os.chdir("/")
+    return 0.0
+
+def says_its_pid(trial):
+    trial.set_user_attr("pid", os.getpid())
+    return 0.0
+
+def leaves_a_child(trial):
+    says_its_pid(trial)
+    trial.set_user_attr("child", subprocess.Popen(["sleep", "600"]).pid)
+    return 0.0
+
+def leaves_an_orphan(trial):
+    says_its_pid(trial)
+    code = "import subprocess as s; print(s.Popen(['sleep', '600'], stdout=-3, start_new_session=True).pid)"
+    made = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    trial.set_user_attr("child", int(made.stdout))
+    return 0.0
+
+def leaves_a_thread(trial):
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    return says_its_pid(trial)
+
+def leaves_memory(trial):
+    sys.kept = getattr(sys, "kept", []) + [bytearray(150 * 2**20)]
+    for one in sys.kept:
+        one[::4096] = b"1" * len(one[::4096])
+    return says_its_pid(trial)
+
+def leaves_files(trial):
+    sys.files = getattr(sys, "files", []) + [open(os.devnull) for _ in range(25)]
+    return says_its_pid(trial)
+
+def raises(trial):
+    says_its_pid(trial)
+    raise ValueError("mine")
+
+def is_pruned(trial):
+    says_its_pid(trial)
+    raise optuna.TrialPruned
+
+def prints_much(trial):
+    os.write(1, b"first words")
+    line = b"x" * 99 + b"\\n"
+    for _ in range(300):
+        os.write(1, line * 1000)
+    subprocess.run(["echo", "of a child"])
+    os.system("printf 'of C code\\n' >&2")
+    print("last words")
+    while not Path("go").exists():
+        time.sleep(0.01)
+    return says_its_pid(trial)
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("objectives") / "isolation_objectives.py"
+    path.write_text(OBJECTIVES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[Shell]:
+    made = Shell(RUN, cpus=1, hide_gpus=True, preload=("torch",))
+    yield made
+    made.shutdown(1)
+    assert marked(RUN) == []
+
+
+class Runs:
+    """Attempts one after the other in one shell."""
+
+    def __init__(self, shell: Shell, file: Path, home: Path, keep: bool) -> None:
+        self.shell, self.file, self.home, self.keep = shell, file, home, keep
+        self.number = 0
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        """Run an objective; the attributes that it set."""
+        self.start(name)
+        messages, _ = drain_until(self.shell, lambda message: False)
+        until_ended(self.shell)
+        return {one.key: one.value for one in messages if isinstance(one, UserAttr)}
+
+    def start(self, name: str) -> None:
+        self.number += 1
+        folder = working_folder.folder_of(self.shell.ready()["folder"], str(self.home))
+        given = assignment(
+            self.file, name, number=self.number, folder=str(self.home), keep=self.keep, study="a/study"
+        )
+        self.shell.start(given, Place(folder=folder))
+
+
+@pytest.fixture(params=ISOLATIONS)
+def runs(request: pytest.FixtureRequest, shell: Shell, file: Path, tmp_path: Path) -> Runs:
+    return Runs(shell, file, tmp_path, keep=request.param == "shared")
+
+
+@pytest.fixture
+def kept(shell: Shell, file: Path, tmp_path: Path) -> Runs:
+    return Runs(shell, file, tmp_path, keep=True)
+
+
+def test_what_a_trial_changes_is_not_seen_by_the_next(runs: Runs) -> None:
+    (runs.home / "data.csv").write_text("1,2")
+    states = [runs("changes_everything") for _ in range(3)]
+    assert [one["state"] for one in states[1:]] == [states[0]["state"]] * 2
+    assert states[0]["state"]["files"] == ["data.csv"]
+    assert len({one["pid"] for one in states}) == (1 if runs.keep else 3)
+
+
+def test_a_pruned_trial_leaves_a_process_that_can_be_kept_and_one_that_raised_does_not(kept: Runs) -> None:
+    pids = [kept(name)["pid"] for name in ("says_its_pid", "is_pruned", "raises", "says_its_pid")]
+    assert pids[0] == pids[1] == pids[2] != pids[3]
+    assert is_gone(pids[0])
+
+
+@pytest.mark.parametrize("name", ["leaves_a_child", "leaves_an_orphan"])
+def test_processes_that_a_trial_leaves_are_ended_and_its_own_is_not_kept(kept: Runs, name: str) -> None:
+    told = kept(name)
+    assert kept("says_its_pid")["pid"] != told["pid"]
+    assert is_gone(told["child"])
+
+
+@pytest.mark.parametrize("name", ["leaves_a_thread", "leaves_memory", "leaves_files"])
+def test_a_process_that_leaks_is_replaced(kept: Runs, name: str) -> None:
+    pids = [kept(name)["pid"] for _ in range(4)]
+    assert len(set(pids)) > 1
+
+
+def test_a_process_that_dies_while_it_waits_is_replaced(kept: Runs) -> None:
+    pid = kept("says_its_pid")["pid"]
+    os.kill(pid, 9)
+    zygote = kept.shell._nursery
+    assert _within(20, lambda: not zygote._is_free)
+    assert kept("says_its_pid")["pid"] != pid
+
+
+def test_what_is_left_is_named() -> None:
+    first = Leaks(files=10, memory=10**9)
+    assert leak(first, first) == ""
+    assert leak(Leaks(files=10 + MORE_FILES, memory=10**9 + MORE_MEMORY), first) == ""
+    assert leak(Leaks(children=2), first) == "2 child processes were left"
+    assert leak(Leaks(threads=1), first) == "1 thread was left"
+    assert leak(Leaks(device_memory=2**20), first) == "1 MiB of GPU memory were left"
+    assert leak(Leaks(files=11 + MORE_FILES), first) == "open files grew from 10 to 43"
+    assert leak(Leaks(memory=10**9 + MORE_MEMORY + 1), first) == "memory grew from 954 to 1210 MiB"
+
+
+def test_what_a_trial_leaves_in_its_folder_is_kept_apart_by_trial(runs: Runs) -> None:
+    runs("changes_everything")
+    runs("changes_everything")
+    kept = sorted(str(path.relative_to(runs.home)) for path in runs.home.rglob("*") if path.is_file())
+    assert kept == ["tuner-files/a_study/1/mine.txt", "tuner-files/a_study/2/mine.txt"]
+
+
+def test_what_a_trial_prints_is_caught_by_descriptor_and_bounded(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nursery, "MOST", 2**20)
+    runs.start("prints_much")
+    log = Path(runs.shell.ready()["folder"]) / "output.log"
+    assert _within(60, lambda: "last words" in runs.shell._nursery.tail() and log.stat().st_size < 2**20)
+    tail = runs.shell._nursery.tail()
+    assert tail.splitlines()[-3:] == ["of a child", "of C code", "last words"]
+    assert "bytes of output before this were cut]" in log.read_text()
+    (runs.home / "go").touch()
+    folder = working_folder.folder_of(str(log.parent), str(runs.home))
+    (Path(folder) / "go").touch()  # what was made after the trial began is not linked
+    assert until_ended(runs.shell) == Outcome(reason=Reason.COMPLETE, values=(0.0,))
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    event = threading.Event()
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return True
+        event.wait(0.02)
+    return False
+
+
+# ----------------------------------------------------------------- the folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = tmp_path / "project" / "scripts"
+    made.mkdir(parents=True)
+    (made / "config.json").write_text("{}")
+    (made.parent / "data").mkdir()
+    (made.parent / "data" / "train.csv").write_text("1")
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def test_a_folder_has_what_the_drivers_has_and_the_one_above_it(home: Path, tmp_path: Path) -> None:
+    folder = working_folder.folder_of(str(tmp_path / "shell"), str(home))
+    working_folder.enter(folder, str(home))
+    assert Path("config.json").read_text() == "{}"
+    assert Path("../data/train.csv").read_text() == "1"
+    Path("config.json").write_text("changed")  # as the script would
+    assert (home / "config.json").read_text() == "changed"
+    (home / "config.json").unlink()
+    (home / "new.txt").touch()
+    working_folder.enter(folder, str(home))
+    assert os.listdir(".") == ["new.txt"]
+
+
+def test_files_and_folders_move_and_those_of_an_attempt_before_are_replaced(
+    home: Path, tmp_path: Path
+) -> None:
+    folder = working_folder.folder_of(str(tmp_path / "shell"), str(home))
+    for text in ("first", "second"):
+        working_folder.enter(folder, str(home))
+        Path("out").mkdir()
+        Path("out/model.txt").write_text(text)
+        Path("out/link").symlink_to("/etc/passwd")
+        Path("log.txt").write_text(text)
+        moved = working_folder.collect(folder, str(home), "s", 3)
+    kept = home / "tuner-files" / "s" / "3"
+    assert moved == [f"{kept}/log.txt", f"{kept}/out/model.txt"] or sorted(moved) == sorted(
+        [f"{kept}/log.txt", f"{kept}/out/model.txt"]
+    )
+    assert [(kept / name).read_text() for name in ("log.txt", "out/model.txt")] == ["second", "second"]
+    assert not (kept / "out" / "link").exists()
+    assert os.listdir(folder) == ["config.json"]
+
+
+def test_where_the_drivers_folder_is_not_on_the_node_files_go_with_the_attempt(tmp_path: Path) -> None:
+    folder = working_folder.folder_of(str(tmp_path / "shell"), "/not/here")
+    working_folder.enter(folder, "/not/here")
+    Path("log.txt").touch()
+    assert working_folder.collect(folder, "/not/here", "s", 0) == []
+    assert os.listdir(folder) == []
+    os.chdir("/")
+
+
+# ----------------------------------------------------------------- as a whole
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_isolation_as_users_ask_for_it(
+    isolation: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    study = tuner.create_study("s", storage=url, sampler="random", seed=1)
+    target = f"{file}:changes_everything"
+    tuner.optimize(study, target, n_trials=6, max_concurrent=2, isolation=isolation, progress=False)
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 6
+    states = [trial.user_attrs["state"] for trial in study.trials]
+    for one in states:
+        assert {**one, "draws": [], "folder": "", "files": []} == {
+            **states[0],
+            "draws": [],
+            "folder": "",
+            "files": [],
+        }
+        assert "mine.txt" not in one["files"]
+    assert len({str(one["draws"]) for one in states}) == 6
+    pids = {trial.user_attrs["pid"] for trial in study.trials}
+    assert len(pids) == 6 if isolation == "attempt" else len(pids) <= 2
+    engine = Database(url, create=False).engine
+    assert (tmp_path / "tuner-files" / "s" / "5" / "mine.txt").is_file()
+    found = reads.trial(engine, "s", 0)
+    assert found is not None
+    assert found.attempt_rows[0].reason == "complete"
