@@ -1,4 +1,4 @@
-# make demo | test | lint | chaos | bench-store: each installs what is missing, and nothing again the second time.
+# make demo | test | test-gpu | lint | chaos | bench-store: each installs what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format chaos bench-store install install-dev install-peers clean
+.PHONY: demo test test-gpu lint format chaos bench-store install install-dev install-peers clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -14,6 +14,10 @@ demo: install
 # Two at a time, for most of a test is waiting for a Ray to start; each file stays on one process.
 test: install-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# What needs a GPU: nccl, real devices, their memory. Skipped with the reason where there is none.
+test-gpu: install-dev
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import pytest
 from tuner.assignment import Assignment, ObjectiveRef
 from tuner.channel import Place
 from tuner.dispatch import shell as shells
+from tuner.dispatch import working_folder
 from tuner.dispatch.shell import Shell, StaleEpoch
 from tuner.messages import Answer, Finished, Message, Question, Report, Sample, UserAttr, decode
 from tuner.outcome import Outcome, Reason
@@ -258,7 +259,8 @@ def test_when_the_zygote_dies_its_rank_and_helpers_end_and_another_takes_the_nex
 
 def test_a_rank_finds_the_process_of_a_script(shell: Shell, file: Path, tmp_path: Path) -> None:
     given = assignment(file, "tells", number=7, folder=str(tmp_path), env={"GIVEN": "1"})
-    shell.start(given, Place())
+    folder = working_folder.folder_of(shell.ready()["folder"], str(tmp_path))
+    shell.start(given, Place(folder=folder))
     messages, _ = drain_until(shell, lambda message: False)
     told = attribute(messages)
     assert told.pop("zygote") > 1
@@ -269,7 +271,7 @@ def test_a_rank_finds_the_process_of_a_script(shell: Shell, file: Path, tmp_path
         "main": True,
         "threads": 1,
         "leader": True,
-        "folder": str(tmp_path),
+        "folder": folder,
         "environment": {
             "TUNER_RUN": RUN,
             "TUNER_TRIAL": "7",

@@ -90,8 +90,8 @@ def optimize(
         checkpoints: fsspec URI or folder; default: beside a SQLite file. Several nodes need a shared one.
         address: of a Ray cluster; default ``$RAY_ADDRESS``, else a local one, started and ended here.
         executor: ``"ray"``, or ``"inline"``: one trial at a time in this process, for debugging.
-        isolation: ``"attempt"``: a fresh process for each. ``"shared"`` allows to keep a process
-            for the next trial; today it is given a fresh one too.
+        isolation: ``"attempt"``: a fresh process for each. ``"shared"``: one that ended well is kept for
+            the next trial, and put back to what it was; see :mod:`tuner.slate`.
         env: names or patterns of environment variables that workers get; values are never stored.
         progress: True, False, a display of your own, or None: on when the output is a terminal.
         alerts: addresses of webhooks, which are not stored; see :mod:`tuner.alerts`.
