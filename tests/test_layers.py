@@ -31,6 +31,7 @@ RANK = (
     "tuner.checkpoint_state",
     "tuner.device",
     "tuner.seeds",
+    "tuner.shared_layout",
     "tuner.slate",
     "tuner.trial",
 )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tuner.optimize import optimize, resume
     from tuner.resources import Resources
     from tuner.retry import Again, Retry
+    from tuner.sharing import shared
     from tuner.studies import best_checkpoint, create_study, load_study
     from tuner.trial import Trial
 
@@ -65,6 +66,7 @@ __all__ = [
     "load_study",
     "optimize",
     "resume",
+    "shared",
 ]
 
 _HOMES = {
@@ -72,6 +74,7 @@ _HOMES = {
     "tuner.optimize": ("optimize", "resume"),
     "tuner.resources": ("Resources",),
     "tuner.retry": ("Again", "Retry"),
+    "tuner.sharing": ("shared",),
     "tuner.studies": ("best_checkpoint", "create_study", "load_study"),
     "tuner.trial": ("Trial",),
 }

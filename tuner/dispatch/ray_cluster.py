@@ -390,6 +390,7 @@ class RayExecutor(Executor):
             filler=filler,
             preload=assignment.objective.preload,
             name=name,
+            study=self._study,
         )
 
     def _part(self, group: Group) -> None:

@@ -62,6 +62,7 @@ class Shape:
             that shares its node.
         preload: modules that the zygotes import once; another group serves as well.
         name: of the group on a cluster that outlives its driver, else "".
+        study: its uid.
     """
 
     run: str = field(compare=False)
@@ -72,6 +73,7 @@ class Shape:
     filler: Mapping[str, float] = field(default_factory=dict)
     preload: tuple[str, ...] = field(default=(), compare=False)
     name: str = field(default="", compare=False)
+    study: str = field(default="", compare=False)
 
 
 class Owner(Protocol):
@@ -104,7 +106,7 @@ class RayShell(Shell):
 
     def __init__(self, shape: Shape) -> None:
         self._group = shape.name
-        super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload)
+        super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload, shape.study)
 
     def left(self) -> None:
         if self._group:

@@ -3,8 +3,8 @@
 Run as ``python -m tuner.dispatch.reaper RUN``. Each line on its input is a pattern of folders to
 remove, of which only those that are younger than the reaper go; ``done`` ends it. When the pipe
 closes without ``done`` the driver was killed: every process that carries the run's mark is killed
-(the local Ray's, the shells', the zygotes', the ranks'), and the folders are removed. It imports
-neither Ray nor torch.
+(the local Ray's, the shells', the zygotes', the ranks'), and the folders are removed, with
+those of shared data that nobody holds any more. It imports neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tuner import shared_folder
 from tuner.processes import sweep
 
 __all__ = ["Reaper", "main"]
@@ -94,6 +95,7 @@ def main() -> None:
             with contextlib.suppress(OSError):
                 if os.stat(folder).st_mtime >= began:
                     shutil.rmtree(folder, ignore_errors=True)
+    shared_folder.sweep()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import owner
-from tuner import last_words
+from tuner import last_words, shared_folder
 from tuner.assignment import Assignment
 from tuner.channel import Place
 from tuner.dispatch import memory, working_folder
@@ -37,6 +37,7 @@ from tuner.dispatch.nursery import Nursery, hang_up
 from tuner.dispatch.outbox import Outbox
 from tuner.dispatch.pipe import STOP, answer_line
 from tuner.dispatch.surroundings import SHELL_MARK, environment, loopback
+from tuner.errors import BadInput
 from tuner.messages import (
     Answer,
     Ask,
@@ -103,12 +104,19 @@ class Shell:
         cpus: cores of this rank, for the thread counts of its libraries.
         hide_gpus: no GPU was asked for: hide those that are there.
         preload: modules that the zygote imports once.
+        study: its uid, by which shells of a node find the data that they share; "" for none.
     """
 
-    def __init__(self, run: str, cpus: float, hide_gpus: bool, preload: Sequence[str]) -> None:
+    def __init__(
+        self, run: str, cpus: float, hide_gpus: bool, preload: Sequence[str], study: str = ""
+    ) -> None:
         self._run = run
+        self._shared: shared_folder.Held | None = None
         self._folder = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
-        self._environment = environment(run, self._folder.name, cpus, hide_gpus)
+        with contextlib.suppress(BadInput):  # who asks for shared data hears of it
+            self._shared = shared_folder.hold(study)
+        shared = self._shared.path if self._shared is not None else ""
+        self._environment = environment(run, self._folder.name, cpus, hide_gpus, shared)
         self._changed = threading.Condition()
         self._outbox = Outbox()
         self._assignment: Assignment | None = None
@@ -265,6 +273,8 @@ class Shell:
             time.sleep(0.02)
         sweep(self._folder.name, SHELL_MARK)
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._shared is not None:
+            self._shared.let_go()
 
     def _kill(self) -> None:
         with self._changed:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from tuner import shared_folder
 from tuner.processes import MARK
 
 __all__ = ["SHELL_MARK", "environment", "loopback"]
@@ -26,8 +27,12 @@ def loopback() -> str:
         return socket.gethostname()
 
 
-def environment(run: str, mark: str, cpus: float, hide_gpus: bool) -> Mapping[str, str]:
-    """The variables of a zygote and its ranks; thread counts go by the rank's cores."""
+def environment(run: str, mark: str, cpus: float, hide_gpus: bool, shared: str) -> Mapping[str, str]:
+    """The variables of a zygote and its ranks; thread counts go by the rank's cores.
+
+    Args:
+        shared: folder of the data that the node's ranks share.
+    """
     threads = str(max(1, int(cpus)))
     found = {name: value for name, value in os.environ.items() if name not in _CREDENTIALS}
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -36,6 +41,7 @@ def environment(run: str, mark: str, cpus: float, hide_gpus: bool) -> Mapping[st
     found.setdefault("PYTHONUNBUFFERED", "1")
     found[MARK] = run
     found[SHELL_MARK] = mark
+    found[shared_folder.FOLDER] = shared
     home = str(Path(__file__).parents[2])  # where this very Tuner is imported from
     found["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
     if hide_gpus:
