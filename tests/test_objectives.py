@@ -6,9 +6,6 @@ import collections
 import importlib
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,7 @@ from optuna.trial import FixedTrial, TrialState
 
 import tuner
 from objectives import demo, digits, functions, model_parallel, quadratic
-from tuner import checkpoint
-from tuner.assignment import Shard
+from tests.ranks import RankTrial, run_script, same
 
 ADAM = {
     "lr": 0.005,
@@ -37,71 +33,6 @@ ADAM = {
 SGD = {**ADAM, "lr": 0.1, "optimizer": "sgd", "momentum": 0.8, "nesterov": True}
 
 
-class RankTrial(FixedTrial):
-    """One rank's trial with given parameters, and checkpoints in a folder.
-
-    Args:
-        stop_at: the step after whose report ``should_stop`` says True; ``prune_at`` likewise.
-        start: the checkpoint to go on from.
-    """
-
-    def __init__(
-        self,
-        params: dict[str, Any],
-        folder: Path,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        stop_at: int | None = None,
-        prune_at: int | None = None,
-        start: tuple[int, Shard] | None = None,
-        seed: int = 7,
-    ) -> None:
-        super().__init__(params)
-        self.rank = self.local_rank = rank
-        self.world_size = world_size
-        self.device = torch.device("cpu")
-        self.attempt = 1 if start is None else 2
-        self.seed = seed
-        self.reports: dict[int, float] = {}
-        self.metrics: dict[int, dict[str, float]] = {}
-        self.saved: dict[int, Shard] = {}
-        self._folder = folder
-        self._stop_at, self._prune_at = stop_at, prune_at
-        self._start = start
-        torch.manual_seed(seed)
-
-    def report(self, value: float, step: int) -> None:
-        self.reports[step] = value
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics[step] = dict(metrics)
-
-    def should_prune(self) -> bool:
-        return self._prune_at in self.reports
-
-    def should_stop(self) -> bool:
-        return self._stop_at in self.reports
-
-    def save_checkpoint(self, state: dict[str, Any], step: int) -> None:
-        self.saved[step] = checkpoint.save(str(self._folder), self.attempt, step, self.rank, state)
-
-    def load_checkpoint(self) -> checkpoint.Checkpoint | None:
-        if self._start is None:
-            return None
-        step, shard = self._start
-        return checkpoint.Checkpoint(step=step, state=checkpoint.load(shard))
-
-    def last(self) -> tuple[int, Shard]:
-        """The newest checkpoint that was saved."""
-        step = max(self.saved)
-        return step, self.saved[step]
-
-    def last_state(self) -> Any:
-        """Its state."""
-        return checkpoint.load(self.last()[1])
-
-
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """As in a trial with one core; what other tests see is put back."""
@@ -109,17 +40,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal to the last bit, through all containers."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 # ------------------------------------------------------------------- several ranks
@@ -131,7 +51,8 @@ import json, os, sys
 from pathlib import Path
 import torch, torch._dynamo, torch.distributed as dist
 torch.set_num_threads(1)
-from test_objectives import ADAM, RankTrial, SGD
+from tests.ranks import RankTrial
+from test_objectives import ADAM, SGD
 from objectives import digits, model_parallel, quadratic
 digits.EPOCHS = model_parallel.EPOCHS = 3
 
@@ -197,17 +118,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Told]:
     folder = tmp_path_factory.mktemp("groups")
     script = folder / "ranks.py"
     script.write_text(RANKS)
-    root = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root.parent}", "GLOO_SOCKET_IFNAME": "lo"}
-    ended = subprocess.run(
-        [sys.executable, str(script), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    run_script(script, str(folder))
     return lambda name: Told(folder / name)
 
 
@@ -620,6 +531,6 @@ def test_every_state_has_its_place_in_the_picture(tmp_path: Path) -> None:
 
 
 def test_each_objective_says_what_it_teaches() -> None:
-    for name in ("quadratic", "digits", "functions"):
+    for name in ("quadratic", "digits", "functions", "model_parallel"):
         module = importlib.import_module(f"objectives.{name}")
         assert "What it teaches" in (module.__doc__ or "")

@@ -50,10 +50,13 @@ class Checkpoint:
         step: the step that was given with it.
         state: the mapping that was saved, tensors on the CPU; or the ``pathlib.Path`` of the
             folder that ``trial.checkpoint_dir`` made.
+        parts: of all ranks that saved it, by rank, so that another number of ranks can read them;
+            not verified, but for the one that ``state`` is.
     """
 
     step: int
     state: Mapping[str, Any] | Path
+    parts: tuple[Shard, ...] = ()
 
 
 def save(root: str, attempt: int, step: int, rank: int, state: Mapping[str, Any]) -> Shard:

@@ -204,7 +204,7 @@ class Trial(optuna.trial.Trial):
         if resume is None:
             return None
         shard = resume.shards[self.rank % len(resume.shards)]
-        return Checkpoint(step=resume.step, state=checkpoint.load(shard))
+        return Checkpoint(step=resume.step, state=checkpoint.load(shard), parts=resume.shards)
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         _check_key(name)
