@@ -27,7 +27,7 @@ NORMAL = (Reason.COMPLETE, Reason.PRUNED, Reason.INTERRUPTED)
 
 actions = st.one_of(
     st.sampled_from([["report"], ["prune"], ["prune"], ["stop"]]),
-    st.integers(1, 40).map(lambda milliseconds: ["delay", milliseconds]),
+    st.sampled_from([1, 5, 20, 50, 150]).map(lambda milliseconds: ["delay", milliseconds]),
 )
 
 
@@ -108,8 +108,15 @@ def verdicts(result: dict[str, Any]) -> dict[tuple[str, int], set[bool]]:
     return told
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @example({"ranks": [[["reduce"]], [["prune"]] * 30 + [["reduce"]]], "verdicts": [], "stop_at": None})
+@example(
+    {
+        "ranks": [[["delay", 300], ["report"], ["prune"], ["reduce"]], [["prune"], ["reduce"]]],
+        "verdicts": [True],
+        "stop_at": None,
+    }
+)
 @example({"ranks": [[["SIGSTOP"], ["prune"]], [["prune"]]], "verdicts": [False], "stop_at": None})
 @given(schedule=schedules())
 def test_every_schedule_ends_with_one_verdict_and_the_right_cause(run: Run, schedule: dict[str, Any]) -> None:
