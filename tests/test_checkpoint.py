@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import hashlib
+import io
 import math
 import os
 import pickle
 import random
+import struct
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy
+import pyarrow
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from tuner import checkpoint
 from tuner.assignment import Shard
+from tuner.checkpoint_chunks import Compressing, Inflating
 from tuner.checkpoint_state import decode_state, encode_state
 from tuner.errors import BadCheckpoint, BadInput
 
@@ -410,3 +419,111 @@ def test_deleting_removes_shards_and_empty_folders_only(tmp_path: Path) -> None:
     checkpoint.delete([two.path])
     assert os.listdir(tmp_path / "a1") == ["step-4"]
     assert checkpoint.verify(other)
+
+
+# --------------------------------------------------------------- compressed
+
+
+def compressed(root: Path, value: Any) -> Shard:
+    return checkpoint.save(str(root), 1, 3, 0, {"value": value}, "zstd")
+
+
+def forged(shard: Shard, data: bytes) -> Shard:
+    """The file changed by one who can also change the digest."""
+    Path(shard.path).write_bytes(data)
+    return dataclasses.replace(shard, digest=hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=list(VALUES))
+def test_what_is_compressed_comes_back_with_its_types(tmp_path: Path, value: Any) -> None:
+    shard = compressed(tmp_path, value)
+    assert checkpoint.verify(shard)
+    assert shard.size == os.path.getsize(shard.path)
+    assert same(checkpoint.load(shard)["value"], value)
+
+
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(0, 700_000), st.booleans()), max_size=4), st.integers(0, 2**32)
+)
+def test_any_mix_of_what_shrinks_and_what_does_not_comes_back(
+    parts: list[tuple[int, bool]], seed: int
+) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    value = [
+        torch.zeros(size) if shrinks else torch.rand(size, generator=noise, dtype=torch.float64)
+        for size, shrinks in parts
+    ]
+    with tempfile.TemporaryDirectory() as root:
+        assert same(checkpoint.load(compressed(Path(root), value))["value"], value)
+        assert same(round_trip(Path(root), value), value)
+
+
+def test_what_is_sparse_gets_small_and_what_is_not_stays_as_it_is(tmp_path: Path) -> None:
+    size = 4 * 2**20
+    assert compressed(tmp_path, torch.zeros(size // 4)).size < size / 100
+    noise = compressed(tmp_path, torch.randint(-(2**62), 2**62, (size // 8,)))
+    assert size < noise.size < size * 1.01
+
+
+def test_another_way_to_compress_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="compress='lzma' is not known; give 'zstd' or None"):
+        checkpoint.save(str(tmp_path), 1, 3, 0, {}, "lzma")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("harm", ["torn", "size", "count", "lengths", "length", "chunk", "short", "bomb"])
+def test_a_forged_compressed_file_is_refused(tmp_path: Path, harm: str) -> None:
+    """Even under a digest that is right, nothing larger than a chunk is made of it."""
+    shard = compressed(tmp_path, torch.zeros(2**20))
+    data = Path(shard.path).read_bytes()
+    size, count = struct.unpack("<QQ", data[-16:])
+    lengths = list(struct.unpack(f"<{count}I", data[-16 - 4 * count : -16]))
+    chunks = data[8 : -16 - 4 * count]
+    bomb = pyarrow.Codec("zstd").compress(bytes(2**30), asbytes=True)
+    if harm == "size":
+        size = 2**60
+    elif harm == "count":
+        count = 2**40
+    elif harm == "lengths":
+        lengths[0] += 1
+    elif harm == "length":
+        lengths, chunks, size, count = [2**21], bytes(2**21), 2**20, 1
+    elif harm == "chunk":
+        chunks = bytes([chunks[0] ^ 255]) + chunks[1:]
+    elif harm == "short":
+        size -= 1
+    elif harm == "bomb":
+        chunks = bomb + chunks[lengths[0] :]
+        lengths[0] = len(bomb)
+    made = data[:8] + chunks + struct.pack(f"<{len(lengths)}I", *lengths) + struct.pack("<QQ", size, count)
+    with pytest.raises(BadCheckpoint) as caught:
+        checkpoint.load(forged(shard, data[:12] if harm == "torn" else made))
+    assert shard.path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault("27: a malicious pickle")
+def test_a_compressed_pickle_that_would_run_code_never_does(tmp_path: Path) -> None:
+    canary, shard = tmp_path / "ran", compressed(tmp_path, 1)
+    written = io.BytesIO()
+    chunks = Compressing(written)
+    torch.save({"a": Canary(str(canary))}, chunks)  # type: ignore[arg-type]
+    chunks.finish()
+    with pytest.raises(BadCheckpoint, match="no checkpoint of ours"):
+        checkpoint.load(forged(shard, written.getvalue()))
+    assert not canary.exists()
+
+
+def test_any_place_of_what_was_compressed_can_be_read_alone() -> None:
+    data, written = os.urandom(2**21) + bytes(2**21 + 5), io.BytesIO()
+    chunks = Compressing(written)
+    for start in range(0, len(data), 999_999):
+        chunks.write(memoryview(data)[start : start + 999_999])
+    chunks.finish()
+    found = io.BufferedReader(Inflating(written))
+    for place in (2**20 - 1, 0, 2**22, 2**21 - 10, len(data) - 1, len(data)):
+        found.seek(place)
+        assert found.read(20) == data[place : place + 20]
+    found.seek(0)
+    assert found.read() == data

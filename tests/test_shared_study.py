@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,13 @@ def test_the_ranks_of_all_trials_read_one_copy_and_it_goes_with_the_study(tmp_pa
     assert os.listdir(tmp_path / "shared") == []
 
 
-@pytest.mark.fault("the driver of a local Ray is killed while its ranks share data")
-def test_the_data_goes_when_the_driver_of_a_local_ray_is_killed(tmp_path: Path) -> None:
+FAULT = "the driver of a local Ray killed while its ranks share data"
+
+
+@pytest.mark.fault(FAULT)
+def test_the_data_goes_when_the_driver_of_a_local_ray_is_killed(
+    tmp_path: Path, recovered: Callable[..., None]
+) -> None:
     hangs = tmp_path / "hangs"
     driver = start(tmp_path, HANG=str(hangs))
     deadline = time.monotonic() + 150
@@ -101,4 +107,4 @@ def test_the_data_goes_when_the_driver_of_a_local_ray_is_killed(tmp_path: Path) 
     while os.listdir(tmp_path / "shared"):
         assert time.monotonic() < killed + 60, "the data is still there"
         time.sleep(0.1)
-    print(f"gone {time.monotonic() - killed:.1f} s after the driver")
+    recovered(FAULT, time.monotonic() - killed)

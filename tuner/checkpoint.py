@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from tuner.assignment import Shard
+from tuner.checkpoint_chunks import MAGIC, Compressing, Inflating
 from tuner.checkpoint_state import decode_state, encode_state
 from tuner.errors import BadCheckpoint, BadInput, CheckpointNotSaved
 
@@ -59,7 +61,9 @@ class Checkpoint:
     parts: tuple[Shard, ...] = ()
 
 
-def save(root: str, attempt: int, step: int, rank: int, state: Mapping[str, Any]) -> Shard:
+def save(
+    root: str, attempt: int, step: int, rank: int, state: Mapping[str, Any], compress: str | None = None
+) -> Shard:
     """Write one rank's state to ``<root>/a<attempt>/step-<step>/rank-<rank>.pt``.
 
     It is durable on return. Saving the same step again replaces it.
@@ -68,8 +72,10 @@ def save(root: str, attempt: int, step: int, rank: int, state: Mapping[str, Any]
         root: a folder, or an fsspec URI such as ``s3://bucket/study/7``.
         state: tensors, NumPy arrays and scalars and plain values, nested in dicts, lists,
             tuples and sets.
+        compress: "zstd", or None.
 
     Raises:
+        BadInput: another ``compress``.
         BadCheckpoint: the state holds something else; the key is named.
         CheckpointNotSaved: the file system refused.
 
@@ -82,11 +88,18 @@ def save(root: str, attempt: int, step: int, rank: int, state: Mapping[str, Any]
     """
     import torch
 
+    if compress not in (None, "zstd"):
+        raise BadInput(f"compress={compress!r} is not known; give 'zstd' or None")
     encoded = encode_state(state)
     path = _path(root, attempt, step, f"rank-{rank}.pt")
     with saving(path), _atomic_file(path) as file:
         counted = _Digesting(file)
-        torch.save(encoded, cast(IO[bytes], counted))
+        if compress is None:
+            torch.save(encoded, cast(IO[bytes], counted))
+        else:
+            chunks = Compressing(counted)
+            torch.save(encoded, cast(IO[bytes], chunks))
+            chunks.finish()
     return Shard(rank=rank, path=path, digest=counted.digest(), size=counted.size)
 
 
@@ -378,9 +391,15 @@ def _tree_digest(root: Path) -> tuple[str, int]:
 def _read(file: IO[bytes], path: str) -> Any:
     import torch
 
+    is_compressed = file.read(len(MAGIC)) == MAGIC
+    file.seek(0)
     try:
+        if is_compressed:
+            file = io.BufferedReader(Inflating(file), _CHUNK)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{path}: {error}") from error
+    except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise BadCheckpoint(f"{path} is no checkpoint of ours; nothing in it was run") from error
 
 

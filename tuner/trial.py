@@ -157,12 +157,14 @@ class Trial(optuna.trial.Trial):
         if self.rank == 0 and plain:
             self._channel.send(Log(step=number, metrics=plain))
 
-    def save_checkpoint(self, state: Mapping[str, Any], step: int) -> None:
+    def save_checkpoint(self, state: Mapping[str, Any], step: int, compress: str | None = None) -> None:
         """Save this rank's state; all ranks call it. Durable and recorded when it returns.
 
         Args:
             state: tensors, NumPy arrays and plain values, nested in dicts and lists.
             step: of the training, as in :meth:`report`; a retry goes on after it.
+            compress: "zstd" makes what is sparse or repeats itself many times smaller; weights and
+                moments in float32 stay as they are, so that it is off.
 
         Raises:
             BadCheckpoint: names the key of what cannot be saved.
@@ -170,7 +172,8 @@ class Trial(optuna.trial.Trial):
             Interrupted: see :meth:`report`; the state was saved.
         """
         number = _checked_step(step)
-        self._record(number, checkpoint.save(self._root(), self.attempt, number, self.rank, state))
+        shard = checkpoint.save(self._root(), self.attempt, number, self.rank, state, compress)
+        self._record(number, shard)
 
     @contextlib.contextmanager
     def checkpoint_dir(self, step: int) -> Iterator[Path]:
