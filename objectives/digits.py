@@ -170,7 +170,7 @@ def network(width: int, depth: int, dropout: float) -> nn.Sequential:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A part of the data: ``images`` (n, 64) with pixels from 0 to 1, and ``labels`` (n,)."""
+    """A part of the data: ``images`` (n, ...) with pixels from 0 to 1, and ``labels`` (n,)."""
 
     images: Tensor
     labels: Tensor
