@@ -20,7 +20,7 @@ from tests.ranks import RankTrial, run_script, same
 FASHION = {"lr": 0.1, "channels": 8, "dropout": 0.2, "batch_size": 64}
 CHARLM = {"lr": 0.01, "width": 32, "layers": 2}
 BOTH = pytest.mark.parametrize(
-    ("module", "params"), [(fashion, FASHION), (charlm, CHARLM)], ids=lambda one: ""
+    ("module", "params"), [(fashion, FASHION), (charlm, CHARLM)], ids=["fashion", "charlm"]
 )
 
 
