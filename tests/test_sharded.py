@@ -241,3 +241,13 @@ def test_a_checkpoint_of_the_other_kind_is_refused_with_what_reads_it(tmp_path: 
     trial.save_checkpoint({"epoch": 1}, 4)
     with pytest.raises(BadCheckpoint, match=r"trial\.load_checkpoint"):
         load_sharded(resumed(tmp_path, (trial.saved[4],)), empty())
+
+
+def test_a_plain_value_has_its_dict_or_is_named(tmp_path: Path) -> None:
+    trial = RankTrial({}, tmp_path)
+    save_sharded(trial, {"progress": {"epoch": 3}}, 4)
+    made: dict[str, Any] = {}
+    load_sharded(resumed(tmp_path, (trial.saved[4],)), made)
+    assert made == {"progress": {"epoch": 3}}
+    with pytest.raises(BadCheckpoint, match="progress/epoch"):
+        load_sharded(resumed(tmp_path, (trial.saved[4],)), {"progress": 5})

@@ -105,8 +105,12 @@ def load_sharded(trial: Trial, state: MutableMapping[str, Any]) -> int | None:
     values = _read(tensors, found.parts[own:] + found.parts[:own])
     for name, value in values.items():
         *path, last = json.loads(name)
-        inner = functools.reduce(lambda outer, key: outer.setdefault(key, {}), path, state)
-        inner[last] = value
+        try:
+            inner: Any = functools.reduce(lambda outer, key: outer.setdefault(key, {}), path, state)
+            inner[last] = value
+        except (AttributeError, TypeError):
+            text = f"{_shown(name)} was saved in a dict, where the state has something else; give a dict"
+            raise BadCheckpoint(text) from None
     return found.step
 
 
