@@ -43,6 +43,7 @@ DOORS = {
     "sqlalchemy": ("storage",),
     "alembic": ("storage",),
     # the rank's set-up, its checkpoints, and the process that is forked with torch imported
+    # the rank's set-up, its checkpoints, helpers, and the process that is forked with torch imported
     "torch": (*RANK, "tuner.worker", "tuner.dispatch.zygote", "tuner.torch", "objectives"),
     "rich": ("tuner.cli", "tuner.progress", "objectives"),
     "click": ("tuner.cli",),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tuner.shadow import check_path
 
 if TYPE_CHECKING:
+    from tuner import torch as torch
     from tuner.checkpoint import Checkpoint
     from tuner.errors import (
         BadCheckpoint,
@@ -78,6 +79,9 @@ _HOMES = {
     "tuner.studies": ("best_checkpoint", "create_study", "load_study"),
     "tuner.trial": ("Trial",),
 }
+_PACKAGES = ("torch",)
+"""Not in ``__all__``: a star import must not put ours in the place of PyTorch."""
+
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
@@ -85,6 +89,8 @@ check_path()  # storage, objectives and dashboard are common names
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"tuner.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'tuner' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME.get(name, "tuner.errors")), name)
@@ -93,4 +99,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_PACKAGES, "__version__"])
