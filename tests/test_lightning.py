@@ -131,6 +131,14 @@ def test_a_stopped_training_saves_and_goes_on_to_the_same_end(tmp_path: Path) ->
     assert not Path(second.path).parent.exists()
 
 
+def test_an_attempt_that_goes_on_after_the_last_epoch_has_its_value(tmp_path: Path) -> None:
+    first = Fit(tmp_path)
+    second = Fit(tmp_path, trial={"start": first.trial.last()})
+    assert second.error is None
+    assert second.model.epochs == []
+    assert second.callback.value == first.callback.value == first.trial.reports[3]
+
+
 def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:
     import signal
 
@@ -208,7 +216,7 @@ class Line(pl.LightningModule):
 
 
 def objective(trial):
-    kind = trial.suggest_categorical("kind", ["plain", "killed", "pruned"])
+    kind = trial.suggest_categorical("kind", ["plain", "killed", "late", "pruned"])
     x = torch.arange(16.0)[:, None] / 16
     points = DataLoader(TensorDataset(x, 3 * x + 1 if kind != "pruned" else 3 * x + 100), batch_size=4)
     callback = tuner.lightning.TunerCallback(trial, "val/loss")
@@ -220,7 +228,9 @@ def objective(trial):
     path = callback.ckpt_path()
     trainer.fit(model, points, points, ckpt_path=path)
     trial.set_user_attr("place", [trainer.world_size, trainer.global_rank, model.rows, path is not None])
-    return trainer.callback_metrics["val/loss"].item()
+    if kind == "late" and trial.attempt == 1 and trial.rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return callback.value
 """
 
 DRIVER = """
@@ -231,10 +241,10 @@ import tuner
 if __name__ == "__main__":
     study = tuner.create_study(
         "s", storage=sys.argv[1], seed=1, sampler="random", pruner="threshold(upper=100)")
-    for kind in ("plain", "killed", "pruned"):
+    for kind in ("plain", "killed", "late", "pruned"):
         study.enqueue_trial({"kind": kind})
     tuner.optimize(
-        study, "trains.py", n_trials=3, resources=tuner.Resources(ranks=2, cpus=0.5, gpus=0),
+        study, "trains.py", n_trials=4, resources=tuner.Resources(ranks=2, cpus=0.5, gpus=0),
         retry=tuner.Retry(backoff=0.1), max_concurrent=1, progress=False)
     print(json.dumps([[one.state.name, one.value, one.intermediate_values, one.user_attrs]
                       for one in study.trials]))
@@ -253,12 +263,14 @@ def test_two_ranks_report_prune_and_go_on_after_a_kill(tmp_path: Path) -> None:
         timeout=500,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    plain, killed, pruned = json.loads(done.stdout.splitlines()[-1])
+    plain, killed, late, pruned = json.loads(done.stdout.splitlines()[-1])
     assert plain[0] == killed[0] == "COMPLETE"
     assert plain[3]["place"] == [2, 0, 8, False]  # half of the 16 rows: the sampler is distributed
     assert killed[3]["place"] == [2, 0, 8, True]
     assert list(plain[2]) == ["0", "1", "2", "3"]
     assert plain[1] == plain[2]["3"] < plain[2]["0"]
     assert killed[1:3] == plain[1:3]  # the same training, to the last bit
+    assert late[:3] == plain[:3]  # killed when all was trained: it has nothing left to train
+    assert late[3]["place"] == [2, 0, 0, True]
     assert pruned[0] == "PRUNED"
     assert list(pruned[2]) == ["0"]

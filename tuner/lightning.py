@@ -9,7 +9,7 @@ saves and resumes::
         callback = tuner.lightning.TunerCallback(trial, monitor="val/accuracy")
         trainer = Trainer(max_epochs=10, callbacks=[callback], **tuner.lightning.trainer_options(trial))
         trainer.fit(model, data, ckpt_path=callback.ckpt_path())
-        return trainer.callback_metrics["val/accuracy"].item()
+        return callback.value
 
 Both ``pytorch_lightning`` and ``lightning.pytorch`` will do: the one that was imported before this
 module, else the one that is installed.
@@ -163,12 +163,16 @@ class TunerCallback(pl.callbacks.Checkpoint):
     asked to stop saves at the end of the epoch, and goes on from there in its next attempt.
 
     As a ``Checkpoint`` of Lightning's it runs after the other callbacks, whose state it saves, and
-    ``Trainer`` adds no ``ModelCheckpoint`` of its own.
+    ``Trainer`` adds no ``ModelCheckpoint`` of its own; ``Trainer(enable_checkpointing=False)`` refuses it.
 
     Args:
         trial: what the objective was given.
         monitor: name of the metric, as in ``self.log("val/accuracy", ...)``.
         checkpoint_every: epochs between checkpoints; 0: only when asked to stop, and at no other time.
+
+    Attributes:
+        value: what was last reported; None before. Return it: an attempt that goes on after the last epoch
+            trains nothing, and Lightning's ``callback_metrics`` are empty there.
 
     Raises:
         optuna.TrialPruned, tuner.Interrupted: out of ``Trainer.fit``; let them pass.
@@ -179,6 +183,7 @@ class TunerCallback(pl.callbacks.Checkpoint):
         super().__init__()
         if checkpoint_every < 0:
             raise BadInput(f"checkpoint_every={checkpoint_every}: give a number of epochs, or 0")
+        self.value: float | None = None
         self._trial = trial
         self._monitor = monitor
         self._every = checkpoint_every
@@ -192,14 +197,15 @@ class TunerCallback(pl.callbacks.Checkpoint):
         All ranks call it: they get rank 0's, which is whole. The file goes with the end of the training.
         """
         saved = self._trial.load_checkpoint()
-        held: list[Any] = [saved.state["lightning"] if saved and self._trial.rank == 0 else None]
+        held: list[Any] = [saved.state if saved and self._trial.rank == 0 else None]
         if saved is None:
             return None
         if self._trial.world_size > 1:
             dist.broadcast_object_list(held, device=self._trial.device)
+        self.value = held[0]["value"]
         self._folder = tempfile.mkdtemp(prefix="tuner-lightning-")
         path = Path(self._folder) / "resume.ckpt"
-        path.write_bytes(held[0])
+        path.write_bytes(held[0]["lightning"])
         return str(path)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -221,7 +227,8 @@ class TunerCallback(pl.callbacks.Checkpoint):
         epoch = trainer.current_epoch
         stop = self._trial.should_stop()  # first: with it asked, a report raises no Interrupted
         if self._validated == epoch or not trainer.enable_validation:
-            self._trial.report(self._value(trainer), epoch)
+            self.value = self._value(trainer)
+            self._trial.report(self.value, epoch)
             if self._trial.should_prune():
                 raise optuna.TrialPruned(f"pruned after epoch {epoch}")
         if stop or (self._every and (epoch + 1) % self._every == 0):
@@ -255,7 +262,7 @@ class TunerCallback(pl.callbacks.Checkpoint):
         with tempfile.TemporaryDirectory(prefix="tuner-lightning-") as folder:
             path = Path(folder) / "epoch.ckpt"
             trainer.save_checkpoint(path)  # all ranks; rank 0 writes
-            state = {"lightning": path.read_bytes()} if self._trial.rank == 0 else {}
+            state = {"lightning": path.read_bytes(), "value": self.value} if self._trial.rank == 0 else {}
         self._trial.save_checkpoint(state, epoch)
 
     def _clean(self) -> None:
