@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.benchmarks import contents, measures, ratios, sides, store
+from tests.benchmarks import contents, measures, ratios, sides, starts, store, train
 from tests.benchmarks.databases import temporary
 from tests.benchmarks.figures import FIGURES, QUICK
 from tests.benchmarks.measures import Result
@@ -108,3 +108,41 @@ def test_a_missing_trial_is_a_difference() -> None:
     contents.compare(found, list(found), "here")
     with pytest.raises(contents.Different, match="here: 1 trials, expected 2"):
         contents.compare(found[:1], found, "here")
+
+
+@pytest.mark.parametrize("key", ["start", pytest.param("throughput", marks=pytest.mark.chaos), "reports"])
+def test_what_a_training_pays_is_measured(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    assert train.main(["--quick", "--only", key, "--json", str(file)]) == 0
+    results = json.loads(file.read_text())
+    wanted = ["report-torch", "report-busy"] if key == "reports" else [key]
+    assert [result["figure"]["key"] for result in results] == wanted
+    for result in results:
+        assert result["reached"]["low"] <= result["reached"]["median"] <= result["reached"]["high"]
+        assert result["passed"] is None
+    assert list((tmp_path / "databases").glob("tuner-bench-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "reached", "code"),
+    [("start", 50.1, 1), ("start", 50.0, 0), ("throughput", 0.979, 1), ("throughput", 0.98, 0)],
+)
+def test_a_missed_figure_of_a_training_is_marked_and_exits_1(
+    key: str, reached: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = train.FIGURES[key]
+    found = train.Result(
+        figure=figure, reached=ratios.spread([reached]), details="", passed=figure.reached(reached)
+    )
+    monkeypatch.setitem(train.MEASURES, key, lambda sizes, folder: [found])
+    assert train.main(["--only", key]) == code
+    assert ("✗ missed" in capsys.readouterr().out) == bool(code)
+
+
+def test_the_wait_for_the_peers_is_no_cost_of_the_start() -> None:
+    names = ("fork", "run: begin", "store: end", "group: begin", "group: end", "load: end", "first line")
+    stamps = dict(zip(names, (1.0, 1.5, 2.0, 2.25, 5.0, 5.5, 6.0), strict=True))
+    found = starts.stages(0.5, stamps)
+    assert found["whole"] == 5500.0
+    assert found["beyond"] == 2750.0
+    assert sum(found[stage] for stage in starts.STAGES) == found["whole"]

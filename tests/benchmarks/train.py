@@ -90,7 +90,7 @@ FIGURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one row reached; ``details`` is for the reader, and ``passed`` None if there was too little work."""
+    """What one row reached; ``passed`` is None where there was too little work to judge by."""
 
     figure: Figure
     reached: Spread
