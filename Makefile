@@ -1,5 +1,5 @@
-# make demo | test | test-gpu | lint | chaos | bench-store: each installs what is missing, and nothing again the second time.
-# make demo | test | lint | chaos | bench-store | bench-train: each installs what is missing, and nothing again the second time.
+# make demo | test | test-gpu | lint | chaos | bench-store | bench-train: each installs what is missing, and
+# nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
@@ -7,8 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint format chaos bench-store install install-dev install-peers clean
-.PHONY: demo test lint format chaos bench-store bench-train install install-dev install-peers clean
+.PHONY: demo test test-gpu lint format chaos bench-store bench-train install install-dev install-peers clean
 
 demo: install
 	$(BIN)/python -m objectives.demo

@@ -42,7 +42,6 @@ DOORS = {
     "plotly": ("dashboard",),
     "sqlalchemy": ("storage",),
     "alembic": ("storage",),
-    # the rank's set-up, its checkpoints, and the process that is forked with torch imported
     # the rank's set-up, its checkpoints, helpers, and the process that is forked with torch imported
     "torch": (*RANK, "tuner.worker", "tuner.dispatch.zygote", "tuner.torch", "tuner.lightning", "objectives"),
     "pytorch_lightning": ("tuner.lightning",),

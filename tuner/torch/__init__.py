@@ -1,10 +1,3 @@
-"""Helpers for distributed PyTorch inside a trial; whoever imports this package wants torch."""
-
-from __future__ import annotations
-
-from tuner.torch.sharded import load_sharded, save_sharded
-
-__all__ = ["load_sharded", "save_sharded"]
 """What saves plumbing in a distributed objective. All of it is optional: the rest of Tuner knows none of it.
 
 ::
@@ -31,6 +24,7 @@ from tuner.torch.accumulation import Accumulation, MicroBatch
 from tuner.torch.batches import DistributedBatches, Loader
 from tuner.torch.compression import Compression, Traffic, traffic
 from tuner.torch.model import prepare
+from tuner.torch.sharded import load_sharded, save_sharded
 
 __all__ = [
     "Accumulation",
@@ -39,6 +33,8 @@ __all__ = [
     "Loader",
     "MicroBatch",
     "Traffic",
+    "load_sharded",
     "prepare",
+    "save_sharded",
     "traffic",
 ]
