@@ -70,7 +70,9 @@ def objective(trial: tuner.Trial) -> float:
 
     state = state_of(model, optimizer)
     step = load_sharded(trial, state)
-    if step is not None:
+    if step is None:
+        optimizer.state.clear()  # state_of has made it, to be filled, and counted a step
+    else:
         set_state_dict(
             model,
             optimizer,

@@ -127,6 +127,16 @@ def test_charlm_learns_more_than_how_often_each_letter_is(
     assert charlm.objective(RankTrial(CHARLM, tmp_path)) < 0.8 * entropy
 
 
+def test_the_optimizer_of_charlm_counts_the_batches_that_were_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    monkeypatch.setattr(charlm, "save_sharded", lambda trial, state, step: saved.append(state))
+    charlm.objective(RankTrial(CHARLM, tmp_path))
+    moments = [one["optimizer"]["state"] for one in saved]
+    assert {one["step"].item() for one in moments[-1].values()} == {3 * charlm.STEPS}
+
+
 def test_the_grammar_is_kept_and_its_text_is_always_the_same() -> None:
     train, validation = charlm.generate("train"), charlm.generate("validation")
     assert train.startswith("the teachers that find the teachers sing with the birds. the kids dream near a ")

@@ -229,7 +229,13 @@ def test_a_missing_part_is_told(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "told"), [({"a": {"b": object()}}, "object"), ({1.5: torch.ones(1)}, "the key 1.5")]
+    ("state", "told"),
+    [
+        ({"a": {"b": object()}}, "object"),
+        ({1.5: torch.ones(1)}, "the key 1.5"),
+        ({"a": {"b": torch.ones(2).to_sparse()}}, r"a/b is a torch\.sparse_coo tensor"),
+        ({"a": torch.ones(2, device="meta")}, "a is a .* tensor on meta"),
+    ],
 )
 def test_what_cannot_be_saved_is_named(state: dict[Any, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match=told):

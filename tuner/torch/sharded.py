@@ -69,6 +69,10 @@ def save_sharded(trial: Trial, state: Mapping[str, Any], step: int) -> None:
     """
     leaves = dict(_leaves(state))
     tensors = {name: value for name, value in leaves.items() if isinstance(value, torch.Tensor)}
+    for name, one in tensors.items():
+        if one.layout is not torch.strided or one.is_meta:  # else the file system would get the blame
+            text = f"{_shown(name)} is a {one.layout} tensor on {one.device}"
+            raise BadCheckpoint(f"{text}; give a dense one that has its values")
     values = encode_state({name: value for name, value in leaves.items() if name not in tensors})
     with trial.checkpoint_dir(step) as folder, checkpoint.saving(str(folder)):
         torch.save(values, folder / _VALUES)
