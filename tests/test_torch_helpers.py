@@ -253,7 +253,7 @@ def group(name, world_size, work):
 def epoch(strategy):
     def work(place):
         model = t.prepare(t.network(), place, strategy)
-        accumulation = t.Accumulation(model, 1)
+        accumulation = t.Accumulation(torch.compile(model), 1)
         loader = t.Loader(t.TensorDataset(*t.data_of(t.SIZE)), place, t.BATCH)
         found = []
         for x, y in loader:

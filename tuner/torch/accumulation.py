@@ -53,7 +53,8 @@ class Accumulation:
     """Splits this rank's share of a logical batch into micro-batches that its memory holds.
 
     Args:
-        model: what :func:`tuner.torch.prepare` returned, or any module, DDP or FSDP2 model.
+        model: what :func:`tuner.torch.prepare` returned, or any DDP or FSDP2 model, compiled or not. Of a
+            plain module on several ranks, sum the gradients over the ranks yourself.
         micro_batch: the most rows of a forward and backward pass on this rank.
 
     Raises:
@@ -71,9 +72,9 @@ class Accumulation:
     def __init__(self, model: nn.Module, micro_batch: int) -> None:
         if micro_batch < 1:
             raise BadInput(f"micro_batch={micro_batch}: give the rows of a pass, at least 1")
-        self._model = model
+        self._model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
         self._micro_batch = micro_batch
-        distributed = isinstance(model, DistributedDataParallel | FSDPModule)
+        distributed = isinstance(self._model, DistributedDataParallel | FSDPModule)
         self._world_size = dist.get_world_size() if distributed else 1
 
     def split(self, *tensors: Tensor, of: int) -> Iterator[MicroBatch]:
