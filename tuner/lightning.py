@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from tuner.errors import BadInput, Interrupted
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
-    from pytorch_lightning.plugins.environments import ClusterEnvironment
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from pytorch_lightning.strategies import DDPStrategy
 
     from tuner.trial import Trial
@@ -200,6 +201,7 @@ class TunerCallback(pl.callbacks.Checkpoint):
         held: list[Any] = [saved.state if saved and self._trial.rank == 0 else None]
         if saved is None:
             return None
+        held: list[Any] = [self._content(saved.state) if self._trial.rank == 0 else None]
         if self._trial.world_size > 1:
             dist.broadcast_object_list(held, device=self._trial.device)
         self.value = held[0]["value"]
@@ -248,6 +250,12 @@ class TunerCallback(pl.callbacks.Checkpoint):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the file that the training was resumed from."""
         self._clean()
+
+    @staticmethod
+    def _content(state: Mapping[str, Any] | Path) -> Any:
+        if isinstance(state, Path) or "lightning" not in state:
+            raise BadInput("the trial's checkpoint is not of TunerCallback; use trial.load_checkpoint")
+        return state["lightning"]
 
     def _value(self, trainer: pl.Trainer) -> float:
         try:
