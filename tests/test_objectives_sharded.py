@@ -256,10 +256,11 @@ def objective(trial):
     if trial.attempt == 1 and trial.rank == 1 and trial.study.study_name.endswith("killed"):
         log = trial.log
         def die(metrics, step):
-            if step == 3:  # the checkpoint of the second epoch is recorded
+            if step == 2:  # the first epoch's checkpoint is recorded, and rank 0 needs this rank again
                 os.kill(os.getpid(), signal.SIGKILL)
             log(metrics, step)
         trial.log = die
+    trial.set_user_attr("attempt", trial.attempt)
     return module.objective(trial)
 """
 
@@ -283,6 +284,7 @@ def test_a_killed_rank_costs_nothing_but_time(
         )
         trials.append(study.get_trials()[0])
     whole, killed = trials
+    assert (whole.user_attrs["attempt"], killed.user_attrs["attempt"]) == (1, 2)
     assert killed.value == whole.value
     assert killed.intermediate_values == whole.intermediate_values
     assert max(whole.intermediate_values) == 3
