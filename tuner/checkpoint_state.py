@@ -119,9 +119,17 @@ def _encode_array(value: Any, path: str) -> Any:
         if array.dtype.hasobject or numpy.dtype(array.dtype.str) != array.dtype:
             raise BadCheckpoint(f"{path} is a NumPy array of dtype {array.dtype}; give numbers or text")
         name = "array" if type(value) is numpy.ndarray else "scalar"
-        data = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8) if array.nbytes else None
+        data = torch.frombuffer(_writable(array), dtype=torch.uint8) if array.nbytes else None
         return (_TAG, name, array.dtype.str, list(array.shape), data)
     raise BadCheckpoint(f"{path} is a {_name(type(value))}; {_HELP}")
+
+
+def _writable(array: Any) -> Any:
+    """The bytes of an array, itself where torch takes it as it is: a large one is not copied."""
+    import numpy
+
+    flat = numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8)
+    return flat.data if flat.flags.writeable else bytearray(flat.data)
 
 
 def _encode_tensor(value: Any, path: str) -> Any:
@@ -138,9 +146,9 @@ def _encode_tensor(value: Any, path: str) -> Any:
 def _decode_array(dtype: str, shape: list[int], data: Any) -> Any:
     import numpy
 
-    raw = b"" if data is None else data.numpy().tobytes()
-    # A copy, since an array on top of bytes is read-only.
-    return numpy.frombuffer(raw, dtype=numpy.dtype(dtype)).reshape(shape).copy()
+    if data is None:
+        return numpy.empty(shape, numpy.dtype(dtype))
+    return data.numpy().view(numpy.dtype(dtype)).reshape(shape)  # on what was read, which is nobody else's
 
 
 def _decode_ordered(items: Any, metadata: Any) -> OrderedDict[Any, Any]:
