@@ -18,7 +18,7 @@ import pytest
 from tuner import worker
 from tuner.assignment import Assignment, ObjectiveRef
 from tuner.channel import Place
-from tuner.messages import Finished, Message, Report
+from tuner.messages import Finished, Message, Report, decode, encode
 from tuner.outcome import Outcome, Reason
 from tuner.resources import Resources
 
@@ -183,6 +183,15 @@ def test_what_was_reported_comes_before_the_end(tmp_path: Path, monkeypatch: pyt
     channel = FakeChannel()
     worker.run(assignment(file), Place(), channel)
     assert [type(message) for message in channel.sent] == [Report, Finished]
+
+
+@pytest.mark.parametrize(
+    "value", [0.1, -0.0, 1, 5e-324, 1e300, float("inf"), float("-inf"), numpy.float64(2) / 3]
+)
+def test_a_report_crosses_as_json_without_loss(value: float) -> None:
+    line = encode(Report(step=3, value=value))
+    assert json.loads(line) == ["Report", {"step": 3, "value": value}]
+    assert repr(decode(line)) == repr(Report(step=3, value=float(value)))
 
 
 # ----------------------------------------------------------------- several ranks

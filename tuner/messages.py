@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -241,6 +242,9 @@ def encode(message: Message) -> str:
     Raises:
         TypeError: a user attribute or argument is not plain data.
     """
+    # By far the most messages are reports, and json.dumps is a third of what one costs the loop.
+    if type(message) is Report and math.isfinite(message.value):
+        return f'["Report", {{"step": {message.step}, "value": {float(message.value)!r}}}]'
     fields = (
         dataclasses.asdict(message) if isinstance(message, Started | Finished | Ended) else message.__dict__
     )
