@@ -131,18 +131,20 @@ def test_a_stopped_training_saves_and_goes_on_to_the_same_end(tmp_path: Path) ->
     assert not Path(second.path).parent.exists()
 
 
-def test_an_attempt_that_goes_on_after_the_last_epoch_has_its_value(tmp_path: Path) -> None:
-    first = Fit(tmp_path)
-    second = Fit(tmp_path, trial={"start": first.trial.last()})
-    assert second.error is None
-    assert second.model.epochs == []
-    assert second.callback.value == first.callback.value == first.trial.reports[3]
 def test_a_checkpoint_of_the_objectives_own_is_not_taken_for_lightnings(tmp_path: Path) -> None:
     other: Any = RankTrial({}, tmp_path)
     other.save_checkpoint({"model": 1}, 0)
     trial: Any = RankTrial({}, tmp_path, start=other.last())
     with pytest.raises(tuner.BadInput, match="not of TunerCallback"):
         tuner.lightning.TunerCallback(trial, "val/loss").ckpt_path()
+
+
+def test_an_attempt_that_goes_on_after_the_last_epoch_has_its_value(tmp_path: Path) -> None:
+    first = Fit(tmp_path)
+    second = Fit(tmp_path, trial={"start": first.trial.last()})
+    assert second.error is None
+    assert second.model.epochs == []
+    assert second.callback.value == first.callback.value == first.trial.reports[3]
 
 
 def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:

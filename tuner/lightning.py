@@ -198,10 +198,9 @@ class TunerCallback(pl.callbacks.Checkpoint):
         All ranks call it: they get rank 0's, which is whole. The file goes with the end of the training.
         """
         saved = self._trial.load_checkpoint()
-        held: list[Any] = [saved.state if saved and self._trial.rank == 0 else None]
         if saved is None:
             return None
-        held: list[Any] = [self._content(saved.state) if self._trial.rank == 0 else None]
+        held: list[Any] = [self._checked(saved.state) if self._trial.rank == 0 else None]
         if self._trial.world_size > 1:
             dist.broadcast_object_list(held, device=self._trial.device)
         self.value = held[0]["value"]
@@ -252,10 +251,10 @@ class TunerCallback(pl.callbacks.Checkpoint):
         self._clean()
 
     @staticmethod
-    def _content(state: Mapping[str, Any] | Path) -> Any:
+    def _checked(state: Mapping[str, Any] | Path) -> Any:
         if isinstance(state, Path) or "lightning" not in state:
             raise BadInput("the trial's checkpoint is not of TunerCallback; use trial.load_checkpoint")
-        return state["lightning"]
+        return state
 
     def _value(self, trainer: pl.Trainer) -> float:
         try:
