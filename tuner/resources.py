@@ -82,7 +82,7 @@ class Resources:
                 raise BadInput(f"custom={{{name!r}: {amount!r}}}: an amount must be above 0")
             if name in ("CPU", "GPU", "memory"):
                 raise BadInput(
-                    f"custom={{{name!r}: ...}}: it has an argument of its own; give cpus, gpus, memory"
+                    f"custom={{{name!r}: ...}}: give it by its own argument: cpus, gpus or memory"
                 )
         if self.accelerator is not None and (not isinstance(self.accelerator, str) or not self.accelerator):
             raise BadInput(f"accelerator={self.accelerator!r}: give a type such as 'A100', or None")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,19 +168,6 @@ def _copy(trial: TrialDetail, folder: Path) -> str:
         if all(map(checkpoint.verify, shards)):
             folder.mkdir(parents=True, exist_ok=True)
             for shard in shards:
-                _fetch(shard.path, folder / shard.path.rpartition("/")[2])
+                checkpoint.copy(shard, folder / shard.path.rpartition("/")[2])
             return f"checkpoint of step {step} copied to {folder}/"
     raise BadInput(f"trial {trial.number} has no checkpoint that can be read; its objective must save one")
-
-
-def _fetch(source: str, target: Path) -> None:
-    """Copy a file or folder of ours; local, or anything that fsspec opens."""
-    if "://" in source:
-        import fsspec
-
-        system, where = fsspec.core.url_to_fs(source)
-        system.get(where, str(target), recursive=source.endswith(".dir"))
-    elif Path(source).is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copyfile(source, target)

@@ -24,6 +24,7 @@ __all__ = ["LocalRay", "quietly"]
 _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hide the GPUs from actors that asked for none
     "RAY_memory_monitor_refresh_ms": "0",  # it may end innocent actors with the hog
+    "RAY_worker_niceness": "0",  # else 15: a rank would lose to whatever else runs here
     "RAY_task_events_report_interval_ms": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

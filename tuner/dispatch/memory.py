@@ -148,13 +148,15 @@ def _resident(pid: int) -> int:
 
 
 def _proportional(pid: int) -> int:
-    """Pages that several processes share count in part for each."""
+    """Pages that several processes share count in part for each; those of files can be had back."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
         return _resident(pid)
     found = {line.split(":")[0]: line.split()[1] for line in rollup}
-    return int(found.get("Pss", "0")) * 1024
+    if "Pss_Anon" not in found:  # an old kernel
+        return int(found.get("Pss", "0")) * 1024
+    return (int(found["Pss_Anon"]) + int(found.get("Pss_Shmem", "0"))) * 1024
 
 
 def _variable(pid: int, name: str) -> str:

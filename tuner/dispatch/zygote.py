@@ -91,6 +91,8 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(OSError):  # Ray's workers are nice; a training need not be
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     become_subreaper()
     gc.collect()
     gc.freeze()
