@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.agreement import Agreement, PeerLost, open_store
+from tuner.agreement import DONE, Agreement, PeerLost, open_store
 from tuner.channel import Place
 
 
@@ -163,6 +163,31 @@ def test_a_slow_rank_0_is_given_more_time_and_decides_in_the_end() -> None:
         validate()
         assert asked[0], epoch
     assert answers == [False, False, False, False, True]
+
+
+def test_a_rank_that_waits_for_one_that_ends_meanwhile_waits_no_more() -> None:
+    store = MemoryStore()
+    clock = Clock(lambda: store.set(f"{DONE}/0", "1") if clock.now > 3 else None)
+    other = rank_one(store, clock)
+    assert [other.verdict(never) for _ in range(50)] == [False] * 50
+    assert 3 < clock.now < 3.1
+
+
+def test_the_last_verdict_before_the_end_counts() -> None:
+    """Rank 0 decides and ends between two looks of the other rank."""
+    store = MemoryStore()
+
+    class Late(MemoryStore):
+        def check(self, keys: list[str]) -> bool:
+            found = store.check(keys)
+            if not store.values:
+                Agreement(store, "prune", 0).verdict(lambda n: True)
+                store.set(f"{DONE}/0", "1")
+            return found
+
+    late = Late()
+    late.values = store.values
+    assert rank_one(late, Clock()).verdict(never) is True
 
 
 def test_an_error_of_the_driver_is_not_taken_for_a_lost_peer() -> None:

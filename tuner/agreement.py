@@ -2,8 +2,8 @@
 
 Rank 0 decides the n-th question of a topic and publishes its verdict in the trial's TCPStore;
 another rank that asks its own n-th question reads it there. Rank 0 never waits for anyone. A
-rank that rank 0 leaves alone decides "no" itself after a while: who publishes first wins for
-both, since the store's ``compare_set`` is atomic.
+rank that rank 0 leaves alone decides "no" itself after a while, and at once when rank 0 has come
+to its end: who publishes first wins for both, since the store's ``compare_set`` is atomic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from tuner.channel import Place
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Agreement", "PeerLost", "open_store"]
+__all__ = ["DONE", "Agreement", "PeerLost", "open_store"]
+
+DONE = "done"
+"""A rank sets ``done/RANK`` in the store when its objective has ended, and asks nothing more."""
 
 PATIENCE = 30.0
 LONGEST_PATIENCE = 300.0
@@ -115,7 +118,7 @@ class Agreement:
         hopeless = self._gap is not None and self._ordinal - self._asked(store) > self._gap
         if self._arrives(store, key, 0 if hopeless else self._patience):
             return store.get(key) == b"1"
-        if hopeless:
+        if hopeless or _has_ended(store):
             return self._publish(store, False)
         if self._gap is None:
             _log.warning(
@@ -139,14 +142,19 @@ class Agreement:
         nap = 0.0002
         while not store.check([key]):
             left = deadline - self._clock()
-            if left <= 0:
-                return False
+            if left <= 0 or _has_ended(store):
+                return store.check([key])  # again: it may have been its last word
             self._pause(min(nap, left))
             nap = min(2 * nap, 0.005)
         return True
 
     def _publish(self, store: Store, verdict: bool) -> bool:
         return store.compare_set(f"{self._topic}/{self._ordinal}", "", "1" if verdict else "0") == b"1"
+
+
+def _has_ended(store: Store) -> bool:
+    """Whether rank 0 asks nothing more."""
+    return store.check([f"{DONE}/0"])
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import optuna
 
 from tuner import device, failures
 from tuner import objective as objectives
-from tuner.agreement import PeerLost, open_store
+from tuner.agreement import DONE, PeerLost, open_store
 from tuner.assignment import Assignment
 from tuner.channel import Channel, Place
 from tuner.errors import BadObjective, Interrupted
@@ -220,9 +220,9 @@ def _farewell(store: Store, place: Place, returned: bool, well: bool) -> None:
     """
     deadline = time.monotonic() + FAREWELL
     with contextlib.suppress(Exception):
-        store.set(f"done/{place.rank}", "1")
+        store.set(f"{DONE}/{place.rank}", "1")
         if returned:
-            _await(store, "done", place, deadline)
+            _await(store, DONE, place, deadline)
             _leave_group()
         # A second word: who waits at a store that ends gets C++ stacks on its stderr.
         store.set(f"gone/{place.rank}", "1")
