@@ -165,12 +165,15 @@ def test_a_slow_rank_0_is_given_more_time_and_decides_in_the_end() -> None:
     assert answers == [False, False, False, False, True]
 
 
-def test_a_rank_that_waits_for_one_that_ends_meanwhile_waits_no_more() -> None:
+def test_a_rank_that_waits_for_one_that_ends_meanwhile_waits_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     store = MemoryStore()
     clock = Clock(lambda: store.set(f"{DONE}/0", "1") if clock.now > 3 else None)
     other = rank_one(store, clock)
     assert [other.verdict(never) for _ in range(50)] == [False] * 50
     assert 3 < clock.now < 3.1
+    assert caplog.text == ""  # its patience was not too short
 
 
 def test_the_last_verdict_before_the_end_counts() -> None:

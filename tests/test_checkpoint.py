@@ -466,6 +466,11 @@ def test_what_is_sparse_gets_small_and_what_is_not_stays_as_it_is(tmp_path: Path
     assert size < noise.size < size * 1.01
 
 
+def test_a_copy_is_a_file_that_torch_reads(tmp_path: Path) -> None:
+    checkpoint.copy(compressed(tmp_path, torch.ones(3)), tmp_path / "copy.pt")
+    assert torch.load(tmp_path / "copy.pt", weights_only=True)["value"].tolist() == [1.0, 1.0, 1.0]
+
+
 def test_another_way_to_compress_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="compress='lzma' is not known; give 'zstd' or None"):
         checkpoint.save(str(tmp_path), 1, 3, 0, {}, "lzma")

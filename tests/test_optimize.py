@@ -132,6 +132,7 @@ def test_every_member_of_the_trial_reaches_the_store(url: str) -> None:
     assert best is not None
     assert best.step == 1
     assert best.state == {"x": study.best_trial.params["x"], "list": [1, None]}
+    assert [part.rank for part in best.parts] == [0]
 
 
 def test_several_objectives_with_a_constraint(sqlite_url: str) -> None:

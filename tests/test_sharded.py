@@ -16,6 +16,7 @@ import torch
 from tests.ranks import RankTrial, run_script, same
 from tuner import checkpoint
 from tuner.assignment import Shard
+from tuner.checkpoint import Checkpoint
 from tuner.errors import BadCheckpoint
 from tuner.torch import load_sharded, save_sharded
 
@@ -129,6 +130,12 @@ def test_one_process_without_a_group_goes_on_from_any_number(saved_by: int, home
     assert same(state["model"], {name: full(name) for name in SIZES})
     assert (state["rng"].item(), state["epoch"], state["name"]) == (0, 3, "rank 0")
     assert state["model"]["weight"] is place
+
+
+def test_one_process_reads_the_best_checkpoint_whole(home: Path) -> None:
+    best, state = Checkpoint(step=4, state={}, parts=parts_of(home, "by-2")), empty()
+    assert load_sharded(best, state) == 4
+    assert same(state["model"], {name: full(name) for name in SIZES})
 
 
 def test_a_rank_reads_no_part_of_which_it_needs_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from tuner.errors import BadCheckpoint, BadInput, CheckpointNotSaved
 
 __all__ = [
     "Checkpoint",
+    "copy",
     "delete",
     "finish_folder",
     "folder_shard",
@@ -144,6 +145,20 @@ def load(shard: Shard) -> Any:
     except OSError as error:
         text = f"the checkpoint {shard.path} cannot be read: {error.strerror or error}"
         raise BadCheckpoint(text) from None
+
+
+def copy(shard: Shard, target: Path) -> None:
+    """Copy a shard to a file or folder of this machine; there it is not compressed any more.
+
+    Raises:
+        BadCheckpoint: a compressed one is damaged.
+        OSError: it cannot be read, or written.
+    """
+    if shard.path.endswith(FOLDER):
+        shutil.copytree(shard.path, target)
+        return
+    with _open(shard.path) as file, open(target, "wb") as out:
+        shutil.copyfileobj(_plain(file), out, _CHUNK)
 
 
 def verify(shard: Shard) -> bool:
@@ -388,15 +403,18 @@ def _tree_digest(root: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
+def _plain(file: IO[bytes]) -> Any:
+    """A shard's file without its compression."""
+    is_compressed = file.read(len(MAGIC)) == MAGIC
+    file.seek(0)
+    return io.BufferedReader(Inflating(file), _CHUNK) if is_compressed else file
+
+
 def _read(file: IO[bytes], path: str) -> Any:
     import torch
 
-    is_compressed = file.read(len(MAGIC)) == MAGIC
-    file.seek(0)
     try:
-        if is_compressed:
-            file = io.BufferedReader(Inflating(file), _CHUNK)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(_plain(file), map_location="cpu", weights_only=True)
     except BadCheckpoint as error:
         raise BadCheckpoint(f"{path}: {error}") from error
     except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:

@@ -81,9 +81,7 @@ class Resources:
             if not _is_number(amount) or not amount > 0:
                 raise BadInput(f"custom={{{name!r}: {amount!r}}}: an amount must be above 0")
             if name in ("CPU", "GPU", "memory"):
-                raise BadInput(
-                    f"custom={{{name!r}: ...}}: give it by its own argument: cpus, gpus or memory"
-                )
+                raise BadInput(f"custom={{{name!r}: ...}}: give it by its own argument: cpus, gpus or memory")
         if self.accelerator is not None and (not isinstance(self.accelerator, str) or not self.accelerator):
             raise BadInput(f"accelerator={self.accelerator!r}: give a type such as 'A100', or None")
         if self.accelerator and self.gpus == 0:

@@ -117,10 +117,15 @@ def best_checkpoint(study: optuna.Study) -> Checkpoint | None:
     best = study.best_trial
     database = database_of(study)
     with store.errors():
-        for part in reads.checkpoints(database.engine, study.study_name, best.number):
-            shard = Shard(rank=part.rank, path=part.path, digest=part.digest, size=part.size)
-            if part.rank == 0 and part.whole and checkpoint.verify(shard):
-                return checkpoint.Checkpoint(step=part.step, state=checkpoint.load(shard))
+        found = reads.checkpoints(database.engine, study.study_name, best.number)
+    for first in found:
+        shards = tuple(
+            Shard(rank=part.rank, path=part.path, digest=part.digest, size=part.size)
+            for part in sorted(found, key=lambda part: part.rank)
+            if (part.attempt, part.step) == (first.attempt, first.step)
+        )
+        if first.rank == 0 and first.whole and all(map(checkpoint.verify, shards)):
+            return checkpoint.Checkpoint(step=first.step, state=checkpoint.load(shards[0]), parts=shards)
     return None
 
 

@@ -43,17 +43,18 @@ class Coin(optuna.pruners.BasePruner):
 
 
 @contextlib.contextmanager
-def stopping(url: str) -> Iterator[None]:
-    """Ask one of the trials that run to stop, every few seconds."""
+def stopping(url: str, folder: Path) -> Iterator[None]:
+    """Ask one of the trials that have begun to stop, every second."""
     over, chance = threading.Event(), random.Random(agreeing.SEED)
 
     def stop() -> None:
         database = Database(url, create=False)
         (study,) = reads.studies(database.engine)
-        while not over.wait(4.0):
-            running = reads.trials(database.engine, "s", states=("RUNNING",)).rows
+        while not over.wait(1.0):
+            rows = reads.trials(database.engine, "s", states=("RUNNING",)).rows
+            running = [row.number for row in rows if (folder / f"{row.number}-1-0.diary").exists()]
             if running:
-                number = chance.choice(running).number
+                number = chance.choice(running)
                 commands.send(database, study.uid, "stop_trial", {"number": number}, "test")
         database.dispose()
 
@@ -72,7 +73,7 @@ def test_ranks_agree_and_end_whatever_they_ask_and_whoever_dies(
 ) -> None:
     monkeypatch.setenv("TUNER_CHAOS_FOLDER", str(tmp_path))
     study = tuner.create_study("s", storage=sqlite_url, sampler="random", pruner=Coin(), seed=1)
-    with stopping(sqlite_url):
+    with stopping(sqlite_url, tmp_path):
         tuner.optimize(
             study,
             f"{agreeing.__file__}:objective",

@@ -79,7 +79,7 @@ def save_sharded(trial: Trial, state: Mapping[str, Any], step: int) -> None:
         (folder / _INDEX).write_text(json.dumps(_write(tensors, folder)))
 
 
-def load_sharded(trial: Trial, state: MutableMapping[str, Any]) -> int | None:
+def load_sharded(source: Trial | checkpoint.Checkpoint, state: MutableMapping[str, Any]) -> int | None:
     """Fill a state in place from the newest checkpoint of an earlier attempt.
 
     The number of ranks may have changed since, and with it what is a shard: a DTensor is filled from
@@ -87,6 +87,7 @@ def load_sharded(trial: Trial, state: MutableMapping[str, Any]) -> int | None:
     rank's own comes from rank ``r`` modulo the number of ranks that saved.
 
     Args:
+        source: the trial; or what ``tuner.best_checkpoint`` gave, to be read whole by one process.
         state: tensors in the structure, shapes and types of what was saved; they are written to.
             Plain values are put in place of what is there, or added.
 
@@ -101,10 +102,10 @@ def load_sharded(trial: Trial, state: MutableMapping[str, Any]) -> int | None:
         >>> step = load_sharded(trial, state)  # doctest: +SKIP
         >>> first = 1 if step is None else step + 1  # doctest: +SKIP
     """
-    found = trial.load_checkpoint()
+    found = source if isinstance(source, checkpoint.Checkpoint) else source.load_checkpoint()
     if found is None:
         return None
-    own = trial.rank % len(found.parts)
+    own = 0 if isinstance(source, checkpoint.Checkpoint) else source.rank % len(found.parts)
     tensors = {name: one for name, one in _leaves(state) if isinstance(one, torch.Tensor)}
     values = _read(tensors, found.parts[own:] + found.parts[:own])
     for name, value in values.items():
