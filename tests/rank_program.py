@@ -39,6 +39,9 @@ STOPPED = 0.2
 BOUND = 30.0
 """Seconds after which a rank waits for ever."""
 
+LEAVING = 10.0
+"""Seconds that the others get when rank 0 has ended, or one badly: of :mod:`tuner.dispatch.ray_group`."""
+
 
 class Pipe:
     """One rank's channel: what it says goes to one file, and the driver's answers come from the schedule."""
@@ -154,7 +157,10 @@ def _attend(pids: dict[int, int]) -> tuple[list[tuple[int, int]], list[int]]:
         if pid and os.WIFSTOPPED(status):
             doomed[pid] = now + STOPPED
         elif pid:
-            ended.append((pids.pop(pid), os.waitstatus_to_exitcode(status)))
+            rank, code = pids.pop(pid), os.waitstatus_to_exitcode(status)
+            ended.append((rank, code))
+            if rank == 0 or code:  # as the group does: gloo does not always see that a peer is gone
+                doomed = {**dict.fromkeys(pids, now + LEAVING), **doomed}
         if now > deadline and not stuck:
             stuck = sorted(pids.values())
             doomed = dict.fromkeys(pids, now)

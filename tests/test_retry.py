@@ -17,6 +17,7 @@ CHARGED = (Reason.RANK_LOST, Reason.STALLED, Reason.TIMEOUT, Reason.OOM)
 UNCHARGED = (
     Reason.NODE_LOST,
     Reason.NODE_MEMORY,
+    Reason.DEVICE_FAILED,
     Reason.CHECKPOINT_NOT_SAVED,
     Reason.PREEMPTED,
     Reason.DRIVER_LOST,
