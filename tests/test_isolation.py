@@ -289,6 +289,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_has_what_the_drivers_has_and_the_one_above_it(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "shell").mkdir()
     folder = working_folder.folder_of(str(tmp_path / "shell"), str(home))
     working_folder.enter(folder, str(home))
     assert Path("config.json").read_text() == "{}"
@@ -304,6 +305,7 @@ def test_a_folder_has_what_the_drivers_has_and_the_one_above_it(home: Path, tmp_
 def test_files_and_folders_move_and_those_of_an_attempt_before_are_replaced(
     home: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "shell").mkdir()
     folder = working_folder.folder_of(str(tmp_path / "shell"), str(home))
     for text in ("first", "second"):
         working_folder.enter(folder, str(home))
@@ -321,7 +323,18 @@ def test_files_and_folders_move_and_those_of_an_attempt_before_are_replaced(
     assert os.listdir(folder) == ["config.json"]
 
 
+def test_a_rank_whose_shell_has_ended_brings_back_no_folder(home: Path, tmp_path: Path) -> None:
+    shell = tmp_path / "shell"
+    shell.mkdir()
+    working_folder.enter(working_folder.folder_of(str(shell), str(home)), str(home))
+    working_folder.remove(str(shell))
+    working_folder.enter(working_folder.folder_of(str(shell), str(home)), str(home))
+    assert os.getcwd() == str(home)
+    assert sorted(os.listdir(tmp_path)) == ["project"]
+
+
 def test_where_the_drivers_folder_is_not_on_the_node_files_go_with_the_attempt(tmp_path: Path) -> None:
+    (tmp_path / "shell").mkdir()
     folder = working_folder.folder_of(str(tmp_path / "shell"), "/not/here")
     working_folder.enter(folder, "/not/here")
     Path("log.txt").touch()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -272,7 +271,7 @@ class Shell:
         while marked(self._folder.name, SHELL_MARK) and time.monotonic() < deadline:
             time.sleep(0.02)
         sweep(self._folder.name, SHELL_MARK)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        working_folder.remove(str(self._folder))
         if self._shared is not None:
             self._shared.let_go()
 

@@ -15,7 +15,7 @@ import re
 import shutil
 from pathlib import Path
 
-__all__ = ["FILES", "collect", "enter", "folder_of"]
+__all__ = ["FILES", "collect", "enter", "folder_of", "remove"]
 
 FILES = "tuner-files"
 """In the driver's folder: what trials left, by study and number."""
@@ -39,13 +39,26 @@ def enter(folder: str, home: str) -> None:
     Args:
         home: of which everything is to be found there; it need not be on this node.
     """
-    os.makedirs(folder, exist_ok=True)
-    if os.path.isdir(home):
-        if not _link(home, folder, without=""):
-            os.chdir(home)
-            return
-        _link(os.path.dirname(home), os.path.dirname(folder), without=os.path.basename(home))
-    os.chdir(folder)
+    try:
+        for made in (os.path.dirname(folder), folder):  # not what is above: that goes with its shell
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(made)
+        if os.path.isdir(home):
+            if not _link(home, folder, without=""):
+                os.chdir(home)
+                return
+            _link(os.path.dirname(home), os.path.dirname(folder), without=os.path.basename(home))
+        os.chdir(folder)
+    except FileNotFoundError:  # the shell whose folder it is has just ended, and this rank will
+        os.chdir(home if os.path.isdir(home) else "/")
+
+
+def remove(shell: str) -> None:
+    """Remove a shell's folder. Under another name first: another shell's rank may be about to enter it."""
+    gone = f"{shell}.gone"
+    with contextlib.suppress(OSError):
+        os.rename(shell, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def collect(folder: str, home: str, study: str, number: int) -> list[str]:

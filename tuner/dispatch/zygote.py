@@ -20,7 +20,6 @@ import os
 import pickle
 import resource
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -104,7 +103,7 @@ def main() -> None:
     _tell(control, {"ready": os.getpid()})
     _serve(control, wake, wake_write)
     _end_children()
-    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    working_folder.remove(sys.argv[2])
 
 
 def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
