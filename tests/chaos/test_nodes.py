@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.cluster import StandingRay, standing_ray
-from tests.chaos.observer import details, events, groups_left, steps_done, steps_run
+from tests.chaos.observer import details, events, groups_left, left_behind, steps_done, steps_run
 from tests.chaos.programs import Program, until
 
 Train = Callable[..., Program]
@@ -95,3 +95,4 @@ def test_a_cluster_whose_head_is_killed_is_left_and_another_one_resumes(
     assert [trial.state for trial in trials] == ["COMPLETE", "COMPLETE"]
     assert trials[0].attempt_rows[-1].resumed_step >= 4
     assert max(steps_run(tmp_path).values()) <= 2
+    until(lambda: not left_behind(sqlite_url), 75)  # the shell there ends itself after a minute

@@ -31,6 +31,7 @@ from typing import Any
 
 import psutil
 
+from tuner import shared_folder
 from tuner.assignment import Assignment
 from tuner.channel import Place
 from tuner.dispatch import working_folder
@@ -104,6 +105,7 @@ def main() -> None:
     _serve(control, wake, wake_write)
     _end_children()
     working_folder.remove(sys.argv[2])
+    shared_folder.sweep()  # the last shell of a node may have been killed
 
 
 def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
