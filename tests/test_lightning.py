@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import tuner
-from tests.test_objectives import RankTrial, same
+from tests.ranks import RankTrial, same
 
 pl = pytest.importorskip("pytorch_lightning")
 

@@ -240,6 +240,17 @@ def test_of_two_processes_one_loads_and_the_other_waits() -> None:
     assert [one.wait(timeout=30) for one in (first, second)] == [0, 0]
 
 
+def test_a_function_with_a_set_in_it_is_the_same_in_every_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import tuner; print(tuner.shared(lambda: [one in {'a', 'b', 'c', 'd'} for one in 'ax']))"
+    for seed in ("1", "2", "3"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        process = start(code)
+        assert (line(process), process.wait(timeout=30)) == ("[True, False]", 0)
+    assert len(names(folder)) == 1
+
+
 def test_a_killed_loader_is_followed_by_one_who_waited(folder: Path) -> None:
     first = start(LOADING)
     assert line(first) == "loading"

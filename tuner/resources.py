@@ -11,7 +11,6 @@ from tuner.errors import BadInput
 
 __all__ = [
     "FUNCTION",
-    "NOTHING",
     "TYPE",
     "Resources",
     "ResourcesSpec",
@@ -30,8 +29,7 @@ TYPE = "accelerator_type:"
 
 _TINY = 0.001  # what Ray itself asks of it
 
-NOTHING = 0.002
-"""CPUs of a rank that asks for nothing: Ray knows no empty bundle, and some bound is needed."""
+_NOTHING = 0.002  # CPUs of a rank that asks for none: Ray knows no empty bundle, and some bound is needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,7 @@ class Resources:
         if self.memory is not None:
             wanted["memory"] = self.memory
         asked = {name: amount for name, amount in wanted.items() if amount}
-        return asked or {"CPU": NOTHING}
+        return asked or {"CPU": _NOTHING}
 
 
 ResourcesSpec = Resources | Sequence[Resources] | Callable[[Mapping[str, Any]], Any]

@@ -121,8 +121,16 @@ def _content(code: CodeType | None) -> Any:
     """What a function does. Its text is not enough: two lambdas may share a line."""
     if code is None:
         return None
-    constants = [_content(one) if isinstance(one, CodeType) else one for one in code.co_consts]
-    return code.co_code, code.co_names, constants
+    return code.co_code, code.co_names, [_constant(one) for one in code.co_consts]
+
+
+def _constant(value: Any) -> Any:
+    """A constant whose text is the same in every process: the order of a set is not."""
+    if isinstance(value, CodeType):
+        return _content(value)
+    if isinstance(value, tuple):
+        return tuple(map(_constant, value))
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else value
 
 
 def _called(load: Callable[[], Any]) -> str:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import optuna
 from rich.console import Console
@@ -23,6 +21,7 @@ from rich.table import Table
 from tests.benchmarks.databases import temporary
 from tests.benchmarks.figures import DATABASES, FIGURES, FULL, QUICK
 from tests.benchmarks.measures import MEASURES, Result
+from tests.benchmarks.verdict import conclude
 
 __all__ = ["main", "table"]
 
@@ -50,16 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with console.status(f"{FIGURES[key].work}, {kind}"):
                     results.append(MEASURES[key](databases, kind, sizes))
                 console.print(f"{_line(results[-1])}; measured in {time.perf_counter() - begin:.0f} s")
-    console.print(table(results))
-    if options.json:
-        values = [dataclasses.asdict(result) for result in results]
-        Path(options.json).write_text(json.dumps(values, indent=2) + "\n")
-    missed = [result for result in results if result.passed is False]
-    if not sizes.judged:
-        console.print("--quick: too little work to judge by; leave it out for the figures")
-    elif missed:
-        console.print(f"[red]{len(missed)} of {len(results)} figures missed[/red]")
-    return 1 if missed else 0
+    return conclude(console, table(results), results, options.json, judged=sizes.judged)
 
 
 def table(results: Sequence[Result]) -> Table:

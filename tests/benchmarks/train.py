@@ -24,6 +24,7 @@ from rich.table import Table
 
 from tests.benchmarks import starts, trainings
 from tests.benchmarks.ratios import Spread, spread
+from tests.benchmarks.verdict import conclude
 
 __all__ = ["FIGURES", "FULL", "MEASURES", "QUICK", "Figure", "Result", "Sizes", "main", "table"]
 
@@ -200,16 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{key}: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         with tempfile.TemporaryDirectory(prefix="tuner-bench-") as folder:
             results += MEASURES[key](sizes, Path(folder))
-    console.print(table(results))
-    if options.json:
-        values = [dataclasses.asdict(result) for result in results]
-        Path(options.json).write_text(json.dumps(values, indent=2) + "\n")
-    missed = [result for result in results if result.passed is False]
-    if not sizes.judged:
-        console.print("--quick: too little work to judge by; leave it out for the figures")
-    elif missed:
-        console.print(f"[red]{len(missed)} of {len(results)} figures missed[/red]")
-    return 1 if missed else 0
+    return conclude(console, table(results), results, options.json, judged=sizes.judged)
 
 
 def table(results: Sequence[Result]) -> Table:

@@ -197,7 +197,8 @@ class RayExecutor(Executor):
             for one in self._waiting
             if one.number not in placed
         }
-        return wants or ({-1: f"a device{why}"} if why else {})
+        none_fits = bool(why) and not self.slots()  # else nothing waits for a device
+        return wants or ({-1: f"a device{why}"} if none_fits else {})
 
     def committed(self, number: int, rank: int, seq: int) -> None:
         for group in self._of(number):

@@ -55,7 +55,7 @@ class SetAside:
         self._watch = watch
         self._why: dict[tuple[str, str], str] = {}
         self._held: dict[tuple[str, str], Any] = {}
-        self._searching: dict[str, dict[int, Any]] = {}  # by node: actors that have not answered
+        self._searching: dict[str, dict[int, Any]] = {}  # by node; below 0: those that have answered
         self._search_by = self._look_at = self._since = 0.0
 
     def add(self, node: str, device: str, why: str) -> None:
@@ -113,16 +113,15 @@ class SetAside:
         self._searching[node] = holders
         self._search_by = time.monotonic() + SEARCH
         for index, holder in dict(holders).items():
-            self._watch(holder.devices.remote(), functools.partial(self._found, node, index, holder))
+            self._watch(holder.devices.remote(), functools.partial(self._found, node, index))
 
-    def _found(self, node: str, index: int, holder: Any, result: Any) -> None:
+    def _found(self, node: str, index: int, result: Any) -> None:
         """All answer before the others end: one that ended early could give its device to the next."""
         searching = self._searching.get(node)
         if searching is None or index not in searching:
             return  # its time was up
         if isinstance(result, Exception) or (node, result[0]) not in self._why:
-            searching[index] = holder
-            searching[-1 - index] = searching.pop(index)  # answered, of no use
+            searching[-1 - index] = searching.pop(index)  # it has answered, and is of no use
         else:
             self._held[node, result[0]] = searching.pop(index)
         if all(key < 0 for key in searching):
