@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Signals"]
+__all__ = ["Signals", "deferred"]
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 2  # signals that are only counted; after them whoever sends one means it
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM that come within the block take effect at its end.
+
+    Around a fork: what a handler raises in Python's own fork hooks is ignored, and has kept the lock of
+    ``logging`` held for ever. Outside the main thread, which no handler interrupts, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {one: signal.signal(one, lambda number, frame: came.append(number)) for one in _ENDING}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler if handler is not None else signal.SIG_DFL)
+        for number in came:
+            signal.raise_signal(number)
 
 
 class Signals:
@@ -39,7 +63,7 @@ class Signals:
     def _install(self) -> None:
         """The former handlers come back at the end of the block."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _ENDING:
                 self._before.setdefault(number, signal.signal(number, self._receive))
 
     def __exit__(

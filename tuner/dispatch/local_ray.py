@@ -18,6 +18,7 @@ from tuner import shared_folder
 from tuner.dispatch.reaper import Reaper
 from tuner.errors import ClusterUnavailable
 from tuner.processes import MARK, is_gone, marked, sweep
+from tuner.signals import deferred
 
 __all__ = ["LocalRay", "quietly"]
 
@@ -107,7 +108,8 @@ def _own_session() -> Iterator[None]:
 
     class Popen(popen):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "start_new_session": True})
+            with deferred():
+                super().__init__(*arguments, **{**options, "start_new_session": True})
 
     services.ConsolePopen = Popen  # type: ignore[misc]
     try:
