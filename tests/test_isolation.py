@@ -333,6 +333,14 @@ def test_a_rank_whose_shell_has_ended_brings_back_no_folder(home: Path, tmp_path
     assert sorted(os.listdir(tmp_path)) == ["project"]
 
 
+def test_of_a_run_that_has_ended_no_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("tuner-mine-a", "tuner-mine-b.gone", "tuner-other-a"):
+        (tmp_path / name / "work").mkdir(parents=True)
+    working_folder.sweep("mine")
+    assert os.listdir(tmp_path) == ["tuner-other-a"]
+
+
 def test_where_the_drivers_folder_is_not_on_the_node_files_go_with_the_attempt(tmp_path: Path) -> None:
     (tmp_path / "shell").mkdir()
     folder = working_folder.folder_of(str(tmp_path / "shell"), "/not/here")

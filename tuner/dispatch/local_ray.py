@@ -15,6 +15,7 @@ import ray
 from ray._private import services
 
 from tuner import shared_folder
+from tuner.dispatch import working_folder
 from tuner.dispatch.reaper import Reaper
 from tuner.errors import ClusterUnavailable
 from tuner.processes import MARK, is_gone, marked, sweep
@@ -83,6 +84,7 @@ class LocalRay:
         with quietly():
             ray.shutdown()
         sweep(self._run, folders=[self._session], spare=[self._reaper.pid])
+        working_folder.sweep(self._run)
         shared_folder.sweep()  # of shells that had no time for it
         if "*" in self._session:  # its start was interrupted: who looks for it is the reaper
             self._reaper.leave()

@@ -10,12 +10,14 @@ The folder belongs to the shell of the first rank of a node, which the trial's o
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
-__all__ = ["FILES", "collect", "enter", "folder_of", "remove"]
+__all__ = ["FILES", "collect", "enter", "folder_of", "remove", "sweep"]
 
 FILES = "tuner-files"
 """In the driver's folder: what trials left, by study and number."""
@@ -59,6 +61,14 @@ def remove(shell: str) -> None:
     with contextlib.suppress(OSError):
         os.rename(shell, gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(run: str) -> None:
+    """Remove what is left of the shells' folders of a run on this host, whose processes have all ended: the
+    one that was removing its own may have been killed too.
+    """
+    for folder in glob.glob(f"{glob.escape(tempfile.gettempdir())}/tuner-{run}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def collect(folder: str, home: str, study: str, number: int) -> list[str]:
