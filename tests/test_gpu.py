@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
+import objectives
 import tuner
+from objectives import charlm, fashion
 from storage import Database, reads
 from storage.views import TrialDetail
+from tests.ranks import RankTrial
 from tuner import device
 from tuner.resources import Resources
 
 OBJECTIVES = '''
 import os
+import signal
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+import tuner.torch
+from tuner.torch import compression
 
 def reduces(trial):
     one = torch.ones(1000, device=trial.device)
@@ -25,6 +34,31 @@ def reduces(trial):
     trial.set_user_attr("backend", dist.get_backend())
     trial.set_user_attr("device", str(trial.device))
     return float(one.sum().item())
+
+def alone_in_a_group(trial):
+    """One rank has no group of its own: nccl starts in a forked process all the same."""
+    store = dist.HashStore()
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1)
+    model = DistributedDataParallel(tuner.torch.prepare(torch.nn.Linear(1000, 1000), trial))
+    compression.compress(model, tuner.torch.Compression(kind="bf16"))
+    model(torch.ones(8, 1000, device=trial.device)).sum().backward()
+    trial.set_user_attr("sent", tuner.torch.traffic(model).bytes_sent)
+    one = torch.ones(1000, device=trial.device)
+    dist.all_reduce(one)
+    trial.set_user_attr("backend", dist.get_backend())
+    dist.destroy_process_group()
+    return float(one.sum().item())
+
+def descends(trial):
+    """Saves tensors of the device; its first attempt is killed with its memory held."""
+    held = torch.ones(2**28, device=trial.device)
+    saved = trial.load_checkpoint()
+    if saved:
+        trial.set_user_attr("at", [saved.step, str(saved.state["w"].device)])
+        return float(saved.state["w"].to(trial.device).sum().item())
+    trial.save_checkpoint({"w": torch.full((1000,), 2.0, device=trial.device), "deep": [held[:3]]}, 3)
+    trial.should_prune()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def fills(trial):
     """Takes most of what is free, and leaves it to its end."""
@@ -47,8 +81,6 @@ def fails(trial):
 
 @functools.cache
 def count() -> int:
-    import torch
-
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
@@ -92,7 +124,9 @@ def test_fractions_share_a_device(run: Any) -> None:
 
 def test_a_kept_process_gives_its_cache_back(run: Any) -> None:
     trials = run("remembers", 3, resources=Resources(gpus=1), isolation="shared", max_concurrent=1)
-    assert [trial.user_attrs["held"] for trial in trials] == [0, 0, 0]
+    held = [trial.user_attrs["held"] for trial in trials]
+    assert max(held) < 40_000_000, "the probe's work space alone, and not what a trial has used"
+    assert len(set(held)) == 1
     assert len({trial.user_attrs["pid"] for trial in trials}) == 1
 
 
@@ -106,3 +140,51 @@ def test_ranks_talk_over_nccl_each_on_a_device_of_its_own(run: Any) -> None:
     (trial,) = run("reduces", 1, resources=Resources(ranks=2, gpus=1))
     assert (trial.values, trial.user_attrs["backend"]) == ((2000.0,), "nccl")
     assert len({rank["devices"][0] for rank in trial.attempt_rows[0].ranks}) == 2
+
+
+def test_nccl_starts_in_a_forked_process(run: Any) -> None:
+    (trial,) = run("alone_in_a_group", 1, resources=Resources(gpus=1))
+    assert (trial.values, trial.user_attrs["backend"]) == ((1000.0,), "nccl")
+    assert trial.user_attrs["sent"] == 2 * 1000 * 1001, "bf16 sends two bytes a parameter"
+
+
+def test_a_killed_attempt_gives_its_memory_back_and_its_tensors_come_back_on_the_device(run: Any) -> None:
+    (trial,) = run("descends", 1, resources=Resources(gpus=1), retry=tuner.Retry(backoff=0))
+    assert [row.reason for row in trial.attempt_rows] == ["rank_lost", "complete"]
+    assert (trial.values, trial.user_attrs["at"][0]) == ((2000.0,), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "direction", "good"), [("fashion", "maximize", 0.8), ("charlm", "minimize", 2.5)]
+)
+def test_the_examples_learn_on_a_device(name: str, direction: str, good: float, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    study = tuner.create_study("s", storage=url, direction=direction, sampler="random", seed=1)
+    target = f"{Path(objectives.__file__).parent}/{name}.py"
+    tuner.optimize(study, target, 4, resources=Resources(gpus=1), progress=False)
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
+    assert study.best_value > good if direction == "maximize" else study.best_value < good
+
+
+@pytest.mark.parametrize("module", [fashion, charlm])
+def test_a_training_that_resumes_on_a_device_ends_about_where_the_whole_one_does(
+    module: ModuleType, tmp_path: Path
+) -> None:
+    params: dict[str, Any] = {
+        "lr": 0.02,
+        "channels": 16,
+        "dropout": 0.1,
+        "batch_size": 128,
+        "width": 64,
+        "layers": 2,
+    }
+    whole = RankTrial(params, tmp_path / "whole")
+    first = RankTrial(params, tmp_path / "parts", stop_at=4)
+    whole.device = first.device = torch.device("cuda", 0)
+    value = module.objective(whole)
+    module.objective(first)
+    second = RankTrial(params, tmp_path / "parts", start=first.last())
+    second.device = whole.device
+    assert module.objective(second) == pytest.approx(value, abs=0.03)
+    assert first.reports[4] == pytest.approx(whole.reports[4], abs=0.03)
+    assert min(second.reports) == 5
