@@ -272,7 +272,8 @@ def test_a_driver_whose_local_ray_is_killed_ends_in_one_line_and_all_goes_on_lat
     running = [row for row in reads.trials(database(folder).engine, "s").rows if row.state == "RUNNING"]
     assert len(running) == 1, "trial 0, or one after it where this machine was slow to kill"
     *before, last = trial(folder, running[0].number).attempt_rows
-    assert before and {attempt.state for attempt in before} == {"ended"}
+    assert before
+    assert {attempt.state for attempt in before} == {"ended"}
     assert before[-1].reason == "node_lost"
     assert last.state == "claimed"
 

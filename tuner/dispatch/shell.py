@@ -34,7 +34,7 @@ from tuner.dispatch import memory, working_folder
 from tuner.dispatch.group import exit_outcome
 from tuner.dispatch.nursery import Nursery, hang_up
 from tuner.dispatch.outbox import Outbox
-from tuner.dispatch.pipe import STOP, answer_line
+from tuner.dispatch.pipe import STOP, answer_line, lines
 from tuner.dispatch.surroundings import SHELL_MARK, environment, loopback
 from tuner.errors import BadInput
 from tuner.messages import (
@@ -283,10 +283,9 @@ class Shell:
 
     def _read_child(self, child: socket.socket) -> None:
         """The child's messages into the outbox; a full outbox makes the child wait."""
-        with contextlib.suppress(OSError), child.makefile("r", encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):  # else it was killed while it wrote
-                    self._put(child, line)
+        with contextlib.suppress(OSError):
+            for line in lines(child):
+                self._put(child, line)
 
     def _put(self, child: socket.socket, line: str) -> None:
         message = decode(line)
@@ -298,7 +297,7 @@ class Shell:
                 self._finished = True
                 if message.outcome.reason not in (Reason.COMPLETE, Reason.PRUNED):
                     line = _with_tail(message, self._nursery.tail())
-            self._outbox.put(message, line.rstrip("\n"))
+            self._outbox.put(message, line)
             if isinstance(message, Question | Finished):
                 self._flush = True
             if self._flush or self._quiet:  # else a drain keeps its pace, and need not wake for each report

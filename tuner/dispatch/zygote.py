@@ -203,9 +203,9 @@ def _run(request: _Request) -> bool:
     os.environ.update(assignment.env)
     os.environ["TUNER_STUDY"] = assignment.study
     os.environ["TUNER_TRIAL"] = str(assignment.number)
-    with socket.socket(fileno=descriptors["child"]) as connection:
+    with contextlib.closing(PipeChannel(socket.socket(fileno=descriptors["child"]))) as channel:
         place = replace(place, listen_fd=descriptors.get("listen", -1))
-        well = worker.run(assignment, place, PipeChannel(connection))
+        well = worker.run(assignment, place, channel)
         sys.stdout.flush()
         sys.stderr.flush()
     return well
