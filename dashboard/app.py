@@ -10,7 +10,13 @@ from dashboard import data
 
 PAGES = [
     st.Page("views/studies.py", title="Studies", url_path="studies", default=True),
-    st.Page("views/study.py", title="Study", url_path="study"),
+    st.Page("views/overview.py", title="Study", url_path="study"),
+    st.Page("views/trials.py", title="Trials", url_path="trials"),
+    st.Page("views/trial.py", title="Trial", url_path="trial"),
+    st.Page("views/analyse.py", title="Analyse", url_path="analyse"),
+    st.Page("views/failures.py", title="Failures", url_path="failures"),
+    st.Page("views/compare.py", title="Compare", url_path="compare"),
+    st.Page("views/workers.py", title="Workers", url_path="workers"),
 ]
 
 

@@ -1,21 +1,31 @@
-"""The pages' only way to the database: reads that are cached for seconds, never a whole study."""
+"""The pages' only way to the database: reads that are cached for seconds, never a whole study.
+
+::
+
+    study = data.read(reads.study, name)
+    page = data.read(reads.trials, name, page=2, sort="value")
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import streamlit as st
 
 from storage import Database, StorageError, mask_url, reads
-from storage.conditions import parse_all
 from storage.database import normalise_url
-from storage.views import BestPoint, FailureRow, StudyDetail, StudyRow, TrialDetail, TrialPage
+from storage.views import StudyDetail
 
-__all__ = ["best_so_far", "database_name", "failures", "problem", "studies", "study", "trial", "trials"]
+__all__ = ["database", "database_name", "problem", "read", "study"]
 
-_SECONDS = 2.0
+SECONDS = 2.0
+"""For how long what was read is shown to all viewers."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def _url() -> str:
@@ -27,8 +37,9 @@ def database_name() -> str:
     return mask_url(_url())
 
 
-def _database(url: str) -> Database:
-    return _opened(url, _file_of(url))
+def database() -> Database:
+    """The database, for what :mod:`dashboard.actions` writes; pages only :func:`read`."""
+    return _opened(_url(), _file_of(_url()))
 
 
 @st.cache_resource(show_spinner=False, max_entries=2)
@@ -47,79 +58,35 @@ def _file_of(url: str) -> int:
 def problem() -> str | None:
     """Why the database cannot be read, in one line, or None."""
     try:
-        with _database(_url()).errors(), _database(_url()).read():
+        with database().errors(), database().read():
             return None
     except StorageError as error:
         return str(error)
 
 
-def studies(search: str) -> list[StudyRow]:
-    """The studies whose name contains ``search``; none in a database that is still empty."""
-    return _studies(_url(), search)
+def read(function: Callable[Concatenate[Any, _P], _T], /, *arguments: _P.args, **options: _P.kwargs) -> _T:
+    """What one of :mod:`storage`'s reads returns, at most :data:`SECONDS` old; arguments are plain values.
+
+    Raises:
+        StorageError: one line that says what is wrong with the arguments, or with the database.
+    """
+    name = f"{function.__module__}.{function.__qualname__}"
+    found: _T = _read(function, _url(), _file_of(_url()), name, arguments, options)
+    return found
 
 
-@st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
-def _studies(url: str, search: str) -> list[StudyRow]:
-    engine = _database(url).engine
-    return [] if reads.is_empty(engine) else reads.studies(engine, search)
+@st.cache_data(ttl=SECONDS, max_entries=100, show_spinner=False)
+def _read(
+    _function: Callable[..., Any],
+    url: str,
+    file: int,
+    name: str,
+    arguments: tuple[Any, ...],
+    options: Mapping[str, Any],
+) -> Any:
+    return _function(_opened(url, file).engine, *arguments, **options)
 
 
 def study(name: str) -> StudyDetail | None:
     """The study of that name, or None."""
-    return _study(_url(), name)
-
-
-@st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
-def _study(url: str, name: str) -> StudyDetail | None:
-    engine = _database(url).engine
-    return None if reads.is_empty(engine) else reads.study(engine, name)
-
-
-def trials(
-    name: str, page: int, states: Sequence[str], sort: str, descending: bool, conditions: str = ""
-) -> TrialPage:
-    """One page of 50 trials that meet the conditions, such as ``lr<0.1 and optimizer=adam``.
-
-    Raises:
-        StorageError: one line that says what is wrong with the conditions, or with ``sort``.
-    """
-    return _trials(_url(), name, page, tuple(states), sort, descending, conditions)
-
-
-@st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
-def _trials(
-    url: str, name: str, page: int, states: tuple[str, ...], sort: str, descending: bool, conditions: str
-) -> TrialPage:
-    where = parse_all(conditions)
-    engine = _database(url).engine
-    return reads.trials(engine, name, page=page, states=states, where=where, sort=sort, descending=descending)
-
-
-def trial(name: str, number: int) -> TrialDetail | None:
-    """One trial with all that is known of it, or None."""
-    return _trial(_url(), name, number)
-
-
-@st.cache_data(ttl=_SECONDS, max_entries=50, show_spinner=False)
-def _trial(url: str, name: str, number: int) -> TrialDetail | None:
-    return reads.trial(_database(url).engine, name, number)
-
-
-def best_so_far(name: str) -> list[BestPoint]:
-    """COMPLETE trials in order of completion, with the best up to each."""
-    return _best_so_far(_url(), name)
-
-
-@st.cache_data(ttl=_SECONDS, max_entries=20, show_spinner=False)
-def _best_so_far(url: str, name: str) -> list[BestPoint]:
-    return reads.best_so_far(_database(url).engine, name)
-
-
-def failures(name: str) -> list[FailureRow]:
-    """Failed trials by reason and exception."""
-    return _failures(_url(), name)
-
-
-@st.cache_data(ttl=_SECONDS, max_entries=20, show_spinner=False)
-def _failures(url: str, name: str) -> list[FailureRow]:
-    return reads.failures(_database(url).engine, name)
+    return None if read(reads.is_empty) else read(reads.study, name)

@@ -17,6 +17,7 @@ __all__ = [
     "escape",
     "number",
     "params_text",
+    "shortened",
     "value_text",
 ]
 
@@ -59,6 +60,11 @@ def value_text(value: Any) -> str:
 def params_text(params: Mapping[str, Any]) -> str:
     """Parameters in one line."""
     return ", ".join(f"{name}={value_text(value)}" for name, value in params.items())
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning and dots where it is longer than ``most``."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def ago(moment: dt.datetime | None, now: dt.datetime | None = None) -> str:

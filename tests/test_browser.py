@@ -86,7 +86,7 @@ def test_a_person_finds_out_why_a_trial_failed(chromium: str, address: str) -> N
         expect(page.locator("h1")).to_have_text("main")
         assert "study=main" in page.url
 
-        page.goto(f"{address}/study?study=main&state=FAIL")
+        page.goto(f"{address}/trials?study=main&state=FAIL")
         page.wait_for_selector("[data-testid=stDataFrame] canvas")
         table = page.locator("[data-testid=stDataFrame]").last
         expect(page.get_by_text("Select a row to see the trial.")).to_be_visible()

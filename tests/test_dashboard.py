@@ -27,11 +27,11 @@ def storage(monkeypatch: pytest.MonkeyPatch, filled: str) -> str:
     return filled
 
 
-def page(**asked: str) -> AppTest:
-    """The study's page with an address that asks for something; the list of studies without."""
+def page(view: str = "", **asked: str) -> AppTest:
+    """The page ``views/VIEW.py`` with an address that asks for something; the list of studies without."""
     test = AppTest.from_file(APP, default_timeout=30)
-    if asked:
-        test = test.run().switch_page("views/study.py")
+    if view:
+        test = test.run().switch_page(f"views/{view}.py")
         for key, value in asked.items():
             test.query_params[key] = value
     test.run()
@@ -56,45 +56,53 @@ def test_the_list_shows_every_study_with_its_counts(storage: str) -> None:
 
 
 def test_a_study_shows_counters_best_and_a_page_of_trials(storage: str) -> None:
-    test = page(study="main")
+    test = page("overview", study="main")
     shown = {metric.label: metric.value for metric in test.metric}
     assert shown["Finished"] == "55 of 55"
     assert shown["Failed"] == "1"
-    table = test.dataframe[-1].value
-    assert list(table["Trial"]) == list(range(54, 4, -1))
-    assert "page 1 of 2, 55 trials" in texts(test)
     assert "Ended: budget of 55 trials spent" in texts(test)
+    test = page("trials", study="main")
+    assert list(test.dataframe[-1].value["Trial"]) == list(range(54, 4, -1))
+    assert "page 1 of 2, 55 trials" in texts(test)
 
 
 def test_the_address_chooses_page_state_and_order(storage: str) -> None:
-    assert list(page(study="main", page="2").dataframe[-1].value["Trial"]) == [4, 3, 2, 1, 0]
-    assert list(page(study="main", state="FAIL").dataframe[-1].value["Trial"]) == [3]
-    assert list(page(study="main", state="FAIL,nonsense", x="y").dataframe[-1].value["Trial"]) == [3]
-    assert next(iter(page(study="main", order="asc").dataframe[-1].value["Trial"])) == 0
-    assert list(page(study="main", page="99").dataframe[-1].value["Trial"]) == [4, 3, 2, 1, 0]
-    assert len(page(study="main", page="99999999999").dataframe[-1].value) == 50
+    assert list(page("trials", study="main", page="2").dataframe[-1].value["Trial"]) == [4, 3, 2, 1, 0]
+    assert list(page("trials", study="main", state="FAIL").dataframe[-1].value["Trial"]) == [3]
+    assert list(page("trials", study="main", state="FAIL,nonsense", x="y").dataframe[-1].value["Trial"]) == [
+        3
+    ]
+    assert next(iter(page("trials", study="main", order="asc").dataframe[-1].value["Trial"])) == 0
+    assert list(page("trials", study="main", page="99").dataframe[-1].value["Trial"]) == [4, 3, 2, 1, 0]
+    assert len(page("trials", study="main", page="99999999999").dataframe[-1].value) == 50
     assert (
-        list(page(study="main", where="number<3 and x>=0", sort="param:x").dataframe[-1].value["Trial"])[3:]
+        list(
+            page("trials", study="main", where="number<3 and x>=0", sort="param:x")
+            .dataframe[-1]
+            .value["Trial"]
+        )[3:]
         == []
     )
-    assert list(page(study="main", where="number=7", sort="nonsense").dataframe[-1].value["Trial"]) == [7]
+    assert list(
+        page("trials", study="main", where="number=7", sort="nonsense").dataframe[-1].value["Trial"]
+    ) == [7]
 
 
 def test_a_bad_condition_is_said_in_one_line(storage: str) -> None:
-    test = page(study="main", where="<b>x</b>!=3")
+    test = page("trials", study="main", where="<b>x</b>!=3")
     assert "is not among the signs" in test.error[0].value
     assert "<b>" not in test.error[0].value
 
 
 def test_a_failed_trial_shows_why(storage: str) -> None:
-    test = page(study="main", n="3")
+    test = page("trial", study="main", n="3")
     assert "Trial 3" in texts(test)
     assert "ValueError: <b>no luck</b>" in texts(test)
     assert 'raise ValueError("<b>no luck</b>")' in texts(test)
 
 
 def test_a_retried_trial_shows_its_attempts(storage: str) -> None:
-    shown = texts(page(study="main", n="4"))
+    shown = texts(page("trial", study="main", n="4"))
     assert "Attempt 2" in shown
     assert "from the checkpoint of step 1" in shown
     assert "ConnectionError: the second time it works" in shown
@@ -102,8 +110,9 @@ def test_a_retried_trial_shows_its_attempts(storage: str) -> None:
 
 @pytest.mark.parametrize("name", ["multi", "plain", HOSTILE])
 def test_every_kind_of_study_and_trial_has_its_page(storage: str, name: str) -> None:
-    page(study=name)
-    page(study=name, n="1")
+    for view in ("overview", "trials", "analyse", "failures", "workers", "compare"):
+        page(view, study=name)
+    page("trial", study=name, n="1")
 
 
 @pytest.mark.parametrize(
@@ -111,15 +120,15 @@ def test_every_kind_of_study_and_trial_has_its_page(storage: str, name: str) -> 
     [
         ({"study": "nothing"}, "There is no study 'nothing'"),
         ({"study": "a\0b"}, "There is no study 'ab'"),
-        ({"study": "main", "n": "99"}, "The study has no trial 99"),
+        ({"study": "main", "n": "99"}, "The study has no trial '99'"),
     ],
 )
 def test_what_is_not_there_has_a_page_that_says_so(storage: str, asked: dict[str, str], said: str) -> None:
-    assert said in texts(page(**asked))
+    assert said in texts(page("trial" if "n" in asked else "overview", **asked))
 
 
 def test_a_number_that_is_none_is_ignored(storage: str) -> None:
-    assert "Trials" in texts(page(study="main", n="x", page="-1"))
+    assert "page 1 of 2" in texts(page("trials", study="main", n="x", page="-1"))
 
 
 def test_a_database_that_is_missing_or_empty_names_the_next_step(

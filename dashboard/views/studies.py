@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import data, driver, links
-from dashboard.theme import ago, badges, escape, number
+from dashboard import data, driver, links, live
+from dashboard.theme import ago, badges, escape, number, shortened
+from storage import reads
 from storage.views import StudyRow
 
 __all__ = ["show"]
@@ -15,7 +16,9 @@ _PAGE = 20
 
 def show() -> None:
     """The page."""
-    st.title("Studies")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.title("Studies", width="stretch")
+        live.switch()
     st.caption(f"in {escape(data.database_name())}")
     if "search" not in st.session_state:
         st.session_state["search"] = links.asked("q")
@@ -24,9 +27,9 @@ def show() -> None:
     _list(search)
 
 
-@st.fragment(run_every="5s")
+@live.refreshed
 def _list(search: str) -> None:
-    rows = data.studies(search)
+    rows = [] if data.read(reads.is_empty) else data.read(reads.studies, search)
     if not rows:
         _say_nothing(search)
         return
@@ -44,8 +47,8 @@ def _card(row: StudyRow) -> None:
     with st.container(border=True):
         left, middle, right = st.columns([3, 4, 2], vertical_alignment="center")
         with left:
-            label = f"**{escape(row.name if len(row.name) <= 60 else row.name[:57] + '...')}**"
-            st.page_link("views/study.py", label=label, query_params={"study": row.name})
+            label = f"**{escape(shortened(row.name, 60))}**"
+            st.page_link("views/overview.py", label=label, query_params={"study": row.name})
             st.markdown(driver.badge(row))
         with middle:
             st.markdown(badges(row.states))

@@ -5,15 +5,30 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from dashboard import charts
+from dashboard import charts, data, links
+from dashboard.page import asked_study
 from dashboard.theme import ago, dot, duration, escape, number, value_text
+from storage import reads
 from storage.views import AttemptRow, TrialDetail
 
 __all__ = ["show"]
 
 
-def show(trial: TrialDetail) -> None:
-    """The trial below the study's counters."""
+def show() -> None:
+    """The page."""
+    study = asked_study("")
+    if study is None:
+        return
+    number_asked = links.asked_number("n")
+    found = None if number_asked is None else data.read(reads.trial, study.name, number_asked)
+    if found is None:
+        st.subheader("No such trial")
+        st.text(f"The study has no trial {links.asked('n')[:200]!r}.")
+        return
+    _trial(found)
+
+
+def _trial(trial: TrialDetail) -> None:
     st.subheader(f"Trial {trial.number}")
     values = ", ".join(number(value) for value in trial.values) or "no value"
     began = f"started {ago(trial.started_at)}" if trial.started_at else "not started"
@@ -122,3 +137,7 @@ def _rest(trial: TrialDetail) -> None:
                 for event in trial.event_rows
             ]
             st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
+
+
+if __name__ == "__main__":
+    show()

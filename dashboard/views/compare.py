@@ -1,0 +1,18 @@
+"""Several studies beside each other."""
+
+from __future__ import annotations
+
+from dashboard.page import asked_study
+
+__all__ = ["show"]
+
+
+def show() -> None:
+    """The page."""
+    study = asked_study("Compare")
+    if study is None:
+        return
+
+
+if __name__ == "__main__":
+    show()

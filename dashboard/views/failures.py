@@ -1,0 +1,18 @@
+"""Why trials failed: by class and traceback."""
+
+from __future__ import annotations
+
+from dashboard.page import asked_study
+
+__all__ = ["show"]
+
+
+def show() -> None:
+    """The page."""
+    study = asked_study("Failures")
+    if study is None:
+        return
+
+
+if __name__ == "__main__":
+    show()
