@@ -1,0 +1,105 @@
+"""Pages in a real Chromium: how long until they are painted, and how much they were sent."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["FLAGS", "Loaded", "Viewer", "viewer"]
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+PAINTED = """marker => {
+  const shown = one => one.offsetParent !== null && one.getBoundingClientRect().height > 0;
+  const all = (selector, is) => [...document.querySelectorAll(selector)].filter(shown).every(is);
+  const app = document.querySelector('[data-testid=stApp]');
+  return app !== null && app.dataset.testScriptState === 'notRunning'
+    && [...document.querySelectorAll(marker.selector)].some(one => one.textContent.includes(marker.text))
+    && [...document.querySelectorAll('[data-testid=stSkeleton]')].filter(shown).length === 0
+    && all('[data-testid=stDataFrame]', one => one.querySelector('canvas') !== null)
+    && all('[data-testid=stVegaLiteChart]', one => one.querySelector('canvas, svg') !== null)
+    && all('[data-testid=stPlotlyChart]', one => one.querySelector('canvas, svg') !== null);
+}"""
+"""Whether a page of Streamlit's shows all that it has, and is the one that the marker is of."""
+
+SETTLED = 0.15  # seconds that a page must stay as it is: what comes later counts too
+
+
+@dataclass(kw_only=True)
+class Loaded:
+    """What opening a page took: seconds until it was painted; bytes of its data, and of static files."""
+
+    seconds: float = 0.0
+    data: int = 0
+    static: int = 0
+
+
+@dataclass(kw_only=True)
+class Viewer:
+    """One window of a browser, as one person has it."""
+
+    page: Any
+    _loaded: Loaded = field(default_factory=Loaded)
+
+    def open(self, url: str, marker: dict[str, str] | None, *, painted: str = PAINTED) -> Loaded:
+        """Go to an address, as from a bookmark."""
+        return self._timed(lambda: self.page.goto(url, wait_until="commit"), marker, painted)
+
+    def click(self, link: Any, marker: dict[str, str] | None) -> Loaded:
+        """Follow a link of the page that is shown."""
+        return self._timed(link.click, marker, PAINTED)
+
+    def _timed(self, act: Any, marker: dict[str, str] | None, painted: str) -> Loaded:
+        self._loaded = Loaded()
+        began = time.perf_counter()
+        act()
+        while True:
+            self.page.wait_for_function(painted, arg=marker, timeout=120_000, polling="raf")
+            at = time.perf_counter()
+            self.page.wait_for_timeout(1000 * SETTLED)
+            if self.page.evaluate(painted, marker):
+                self._loaded.seconds = at - began
+                return self._loaded
+
+    def count(self, size: int, static: bool) -> None:
+        """So many bytes have come."""
+        if static:
+            self._loaded.static += size
+        else:
+            self._loaded.data += size
+
+
+@contextlib.contextmanager
+def viewer(playwright: Any) -> Iterator[Viewer]:
+    """A browser of its own with an empty cache."""
+    browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS))
+    try:
+        page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+        found = Viewer(page=page)
+        network = page.context.new_cdp_session(page)
+        network.send("Network.enable")
+        static: dict[str, bool] = {}
+
+        def answered(event: Any) -> None:
+            url = event["response"]["url"]
+            static[event["requestId"]] = "/static/" in url or url.endswith((".js", ".css", ".woff2"))
+
+        network.on("Network.responseReceived", answered)
+        network.on(
+            "Network.loadingFinished",
+            lambda event: found.count(int(event["encodedDataLength"]), static.get(event["requestId"], False)),
+        )
+        network.on(
+            "Network.webSocketFrameReceived",
+            lambda event: found.count(len(event["response"]["payloadData"]) * 3 // 4, False),  # base64
+        )
+        yield found
+    finally:
+        browser.close()

@@ -1,0 +1,369 @@
+"""``make bench-dashboard``: every page in a real Chromium at 10,000 trials, beside optuna-dashboard.
+
+Both read the same SQLite file, of 10,000 trials with 78 reports each. A page counts as open when all its
+tables and charts are painted. Exit 0 when every figure is reached, 1 when one is missed. Nothing else should
+run on the machine meanwhile: the load is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from dashboard import server
+from tests.benchmarks import driven
+from tests.benchmarks.browser import Loaded, Viewer, viewer
+from tests.benchmarks.verdict import conclude
+
+__all__ = ["PAGES", "Result", "main", "table"]
+
+WIDTH = 140
+WARM, COLD = 1.0, 2.0  # seconds
+DATA = 1.0  # MB of a page
+MEMORY = 400.0  # MB of the server
+GROWTH = 10.0  # MB that the second ten visits of each page may add: the allocator is not exact
+CROWD, CROWDED, SLOWER = 10, 4.0, 5.0  # viewers, seconds of a page, percent of a driver's throughput
+
+THEIRS_PAINTED = "marker => document.querySelectorAll('.plotly .main-svg, .js-plotly-plot').length > 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One page: its address, and what is only on it when it is there."""
+
+    name: str
+    path: str
+    marker: Mapping[str, str]
+
+
+def _of_study(name: str, path: str, query: str = "") -> Page:
+    marker = {"selector": ".st-key-pages strong", "text": name}
+    return Page(name=name, path=f"/{path}?study={driven.STUDY}{query}", marker=marker)
+
+
+PAGES = (
+    Page(name="Studies", path="/", marker={"selector": "h1", "text": "Studies"}),
+    _of_study("Overview", "study"),
+    _of_study("Trials", "trials"),
+    Page(
+        name="Trial",
+        path=f"/trial?study={driven.STUDY}&n=103",
+        marker={"selector": "h1, h2, h3", "text": "Trial 103"},
+    ),
+    _of_study("Analyse", "analyse"),
+    _of_study("Failures", "failures"),
+    _of_study("Workers", "workers"),
+    _of_study("Compare", "compare"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One row of the table. ``passed`` is None where there was too little to judge by."""
+
+    work: str
+    goal: str
+    reached: str
+    passed: bool | None
+    peer: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured."""
+
+    trials: int
+    reports: int
+    times: int
+    rounds: int
+    judged: bool
+
+
+FULL = Sizes(trials=10_000, reports=78, times=5, rounds=10, judged=True)
+QUICK = Sizes(trials=200, reports=20, times=1, rounds=2, judged=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and give the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a little of everything: does it still run?")
+    parser.add_argument("--only", action="append", choices=list(MEASURES), help="may be repeated")
+    parser.add_argument(
+        "--database", metavar="FILE", help="a SQLite file that an earlier run has kept, or will"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the results to a file, too")
+    options = parser.parse_args(arguments)
+    sizes = QUICK if options.quick else FULL
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="tuner-bench-") as folder:
+        file = Path(options.database or f"{folder}/big.db")
+        url = f"sqlite:///{file.absolute()}"
+        if not file.exists():
+            with console.status(f"writing {sizes.trials:,} trials"):
+                driven.fill(url, trials=sizes.trials, reports=sizes.reports)
+        for name in options.only or MEASURES:
+            console.print(f"{name}: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+            results += MEASURES[name](url, sizes)
+    return conclude(console, table(results), results, options.json, judged=sizes.judged)
+
+
+def table(results: Sequence[Result]) -> Table:
+    """Figure and measurement of each row."""
+    made = Table(title="The dashboard in Chromium: median (lowest to highest)")
+    for name in ("work", "to reach", "reached", "", "optuna-dashboard"):
+        made.add_column(name, justify="right" if name in ("to reach", "reached") else "left")
+    for one in results:
+        sign = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: ""}[one.passed]
+        made.add_row(one.work, one.goal, one.reached, sign, one.peer)
+    return made
+
+
+# ---------------------------------------------------------------------- opening pages
+
+
+def opening(url: str, sizes: Sizes) -> list[Result]:
+    """Each page warm (from a link of another page) and cold (a new server, a new browser)."""
+    from playwright.sync_api import sync_playwright
+
+    warm: dict[str, list[Loaded]] = {page.name: [] for page in PAGES}
+    cold: dict[str, list[Loaded]] = {page.name: [] for page in PAGES}
+    theirs: dict[str, list[Loaded]] = {"cold": [], "warm": []}
+    with sync_playwright() as playwright:
+        for _ in range(sizes.times):
+            for page in PAGES:
+                with serving(url) as address, viewer(playwright) as person:
+                    cold[page.name].append(person.open(address + page.path, dict(page.marker)))
+            with _optuna_dashboard(url) as address:
+                for kind in ("cold", "warm"):
+                    with viewer(playwright) as person:
+                        path = f"{address}/dashboard/studies/1"
+                        theirs[kind].append(person.open(path, None, painted=THEIRS_PAINTED))
+        with serving(url) as address, viewer(playwright) as person:
+            for at in range(sizes.times + 1):
+                for page in PAGES:
+                    loaded = _visit(person, address, page)
+                    if at:  # the first round fills the browser's and the server's caches
+                        warm[page.name].append(loaded)
+    peer = {kind: f"{_seconds(found)}, {_megabytes(found)}" for kind, found in theirs.items()}
+    rows = []
+    for page in PAGES:
+        is_shown = page.name == "Overview"
+        for kind, goal, found in (("warm", WARM, warm[page.name]), ("cold", COLD, cold[page.name])):
+            rows.append(
+                Result(
+                    work=f"{page.name}, {kind}",
+                    goal=f"≤ {goal:g} s, {DATA:g} MB",
+                    reached=f"{_seconds(found)}, {_megabytes(found)}",
+                    passed=_median(found) <= goal and max(one.data for one in found) <= DATA * 1e6,
+                    peer=peer[kind] if is_shown else "",
+                )
+            )
+    return rows
+
+
+def _visit(person: Viewer, address: str, page: Page) -> Loaded:
+    """From a link of the page that is open, where it has one, else from the address."""
+    link = person.page.locator(f"a[href*='{page.path.partition('?')[0]}?']").first
+    if page.name in ("Studies", "Trial") or not link.count():
+        return person.open(address + page.path, dict(page.marker))
+    return person.click(link, dict(page.marker))
+
+
+# ---------------------------------------------------------------------- the server's memory
+
+
+def memory(url: str, sizes: Sizes) -> list[Result]:
+    """What the server holds after each page was opened ten times, and after ten times more."""
+    from playwright.sync_api import sync_playwright
+
+    held = []
+    with sync_playwright() as playwright, serving(url) as address, viewer(playwright) as person:
+        process = next(
+            one
+            for one in psutil.process_iter(["cmdline"])
+            if address.rpartition(":")[2] in (one.info["cmdline"] or ())
+        )
+        for _ in range(2):
+            for _ in range(sizes.rounds):
+                for page in PAGES:
+                    person.open(address + page.path, dict(page.marker))
+            held.append(process.memory_full_info().uss / 1e6)
+    return [
+        Result(
+            work=f"memory of the server after {sizes.rounds} visits of each page",
+            goal=f"≤ {MEMORY:g} MB",
+            reached=f"{held[0]:.0f} MB",
+            passed=held[0] <= MEMORY,
+        ),
+        Result(
+            work=f"growth in {sizes.rounds} more",
+            goal=f"≤ {GROWTH:g} MB",
+            reached=f"{held[1] - held[0]:+.0f} MB",
+            passed=held[1] - held[0] <= GROWTH,
+        ),
+    ]
+
+
+# ---------------------------------------------------------------------- many viewers
+
+
+def crowd(url: str, sizes: Sizes) -> list[Result]:
+    """Ten viewers while a driver works on the same database: what it loses, and what they wait."""
+    from playwright.sync_api import sync_playwright
+
+    shares: list[float] = []
+    waits: list[float] = []
+    with sync_playwright() as playwright, serving(url) as address, contextlib.ExitStack() as stack:
+        people = [stack.enter_context(viewer(playwright)) for _ in range(CROWD)]
+        for _ in range(sizes.times):
+            for person in people:
+                person.page.goto("about:blank")
+            alone = _throughput(url)
+            for person, page in zip(people, PAGES * 2, strict=False):
+                person.open(address + page.path, dict(page.marker))
+            with _driving(url) as rate:
+                for person, page in zip(people, PAGES[1:] * 2, strict=False):
+                    waits.append(person.open(address + page.path, dict(page.marker)).seconds)
+            shares.append(100 * (1 - rate() / alone))
+    return [
+        Result(
+            work=f"a driver's throughput lost to {CROWD} viewers",
+            goal=f"≤ {SLOWER:g} %",
+            reached=f"{statistics.median(shares):.1f} % ({min(shares):.1f} to {max(shares):.1f})",
+            passed=statistics.median(shares) <= SLOWER,
+        ),
+        Result(
+            work="a page for one of them, meanwhile",
+            goal=f"≤ {CROWDED:g} s",
+            reached=f"{statistics.median(waits):.2f} s ({min(waits):.2f} to {max(waits):.2f})",
+            passed=max(waits) <= CROWDED,
+        ),
+    ]
+
+
+DRIVING = """
+import sys, time, tuner, uuid
+study = tuner.create_study("busy-" + uuid.uuid4().hex[:8], storage=sys.argv[1], sampler="random", seed=1)
+print("ready", flush=True)
+sys.stdin.readline()
+began, seconds = time.perf_counter(), float(sys.argv[2])
+def objective(trial):
+    if time.perf_counter() - began > seconds:
+        trial.study.stop()
+    return trial.suggest_float("x", 0, 1)
+tuner.optimize(study, objective, n_trials=10**6, executor="inline", progress=False)
+print(len(study.trials) / (time.perf_counter() - began), flush=True)
+"""
+DRIVEN = 10.0  # seconds of a measurement
+
+
+@contextlib.contextmanager
+def _driving(url: str) -> Iterator[Callable[[], float]]:
+    """A driver on the same database during the block; after it, its trials a second."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVING, url, str(DRIVEN)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdin.write("\n")
+    process.stdin.flush()
+    found: list[float] = []
+    yield lambda: found[0]
+    found.append(float(process.communicate(timeout=120)[0].split()[-1]))
+
+
+def _throughput(url: str) -> float:
+    with _driving(url) as rate:
+        pass
+    return rate()
+
+
+# ---------------------------------------------------------------------- servers
+
+
+@contextlib.contextmanager
+def serving(url: str) -> Iterator[str]:
+    """Our dashboard in a process of its own; its address."""
+    port = _free_port()
+    argv, environment = server.command(url, port=port)
+    with _process(argv, environment, f"http://127.0.0.1:{port}/_stcore/health"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _optuna_dashboard(url: str) -> Iterator[str]:
+    port = _free_port()
+    argv = [str(Path(sys.executable).with_name("optuna-dashboard")), url, "--port", str(port)]
+    with _process(argv, dict(os.environ), f"http://127.0.0.1:{port}/dashboard"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _process(argv: Sequence[str], environment: Mapping[str, str], health: str) -> Iterator[None]:
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(argv, env=dict(environment), cwd=tempfile.gettempdir(), **quiet)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(health, timeout=2).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise
+                threading.Event().wait(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def _free_port() -> int:
+    with create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def _median(found: Sequence[Loaded]) -> float:
+    return statistics.median(one.seconds for one in found)
+
+
+def _seconds(found: Sequence[Loaded]) -> str:
+    times = [one.seconds for one in found]
+    return f"{statistics.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})"
+
+
+def _megabytes(found: Sequence[Loaded]) -> str:
+    return f"{max(one.data for one in found) / 1e6:.2f} MB"
+
+
+MEASURES: Mapping[str, Callable[[str, Sizes], list[Result]]] = {
+    "opening": opening,
+    "memory": memory,
+    "crowd": crowd,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
