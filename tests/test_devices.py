@@ -263,9 +263,7 @@ def test_a_parameter_that_is_not_known_before_the_start_fails_the_trial_in_one_l
 
 def test_a_trial_that_the_cluster_can_never_hold_fails_with_both_numbers(bench: Bench) -> None:
     (trial,) = bench.run("holds", 1, resources=lambda params: Resources(cpus=9, gpus=0))
-    assert trial.attempt_rows[0].message.startswith(
-        "one trial needs 9 CPUs (ranks=1 of 9), the cluster has 8"
-    )
+    assert trial.attempt_rows[0].message.startswith("one trial needs 9 CPUs, the cluster has 8")
 
 
 def test_an_elastic_trial_starts_with_what_is_free(

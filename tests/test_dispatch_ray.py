@@ -333,7 +333,7 @@ def test_gpus_that_are_not_asked_for_are_hidden(pair: Driver) -> None:
 
 
 def test_a_trial_that_can_never_fit_is_refused_with_both_numbers(cluster: str) -> None:
-    with pytest.raises(Infeasible, match=r"one trial needs 4 GPUs \(ranks=2 of 2\), the cluster has 2"):
+    with pytest.raises(Infeasible, match=r"one trial needs 4 GPUs \(2 ranks, 2 each\), the cluster has 2"):
         RayExecutor().open(RUN, 1, [Resources(ranks=2, gpus=2)], lambda envelope: None)
     with pytest.raises(Infeasible, match="one trial needs 5 CPUs"):
         RayExecutor().open(RUN, 1, [Resources(cpus=5, gpus=0)], lambda envelope: None)

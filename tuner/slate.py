@@ -186,7 +186,7 @@ def _leave_torch(before: dict[str, Any]) -> None:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         gc.collect()  # tensors in cycles hold their memory
         torch.cuda.synchronize()
-        torch._C._cuda_clearCublasWorkspaces()  # every product of matrices leaves one, which counts as memory in use
+        torch._C._cuda_clearCublasWorkspaces()  # a product of matrices leaves one, which is memory in use
         torch.cuda.empty_cache()
         torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()

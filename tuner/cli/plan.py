@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tuner.cli.options import checked_directions
 from tuner.cli.source import existing
+
+if TYPE_CHECKING:
+    from tuner.resources import ResourcesSpec
 
 __all__ = ["print_plan"]
 
@@ -24,7 +27,6 @@ def print_plan(
     from storage import mask_url
     from tuner import objective, samplers, store
     from tuner.cli.printing import print_fields
-    from tuner.resources import alternatives, described
     from tuner.settings import Settings
 
     plan = Settings(**{key: value for key, value in settings.items() if key != "alerts"})
@@ -44,11 +46,19 @@ def print_plan(
             "study": f"{name} ({'there already' if study else 'new'}) in {where}",
             "search": f"{', '.join(directions)}, sampler {sampler}, pruner {pruner}",
             "budget": budget,
-            "a trial": " or ".join(map(described, alternatives(plan.resources))) or "as the function says",
+            "a trial": _trial(plan.resources),
             "cluster": _cluster(plan),
         }
     )
     click.echo("all checks passed; nothing was written")
+
+
+def _trial(resources: ResourcesSpec) -> str:
+    from tuner.resources import Resources, described
+
+    if callable(resources):
+        return "as the function says"
+    return " or ".join(map(described, [resources] if isinstance(resources, Resources) else resources))
 
 
 def _cluster(plan: Any) -> str:

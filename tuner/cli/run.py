@@ -114,7 +114,8 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
 def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) -> None:
     """Go on with the study NAME: unfinished trials from their checkpoints, then new ones.
 
-    Settings come from the database; what is given here replaces them.
+    Settings come from the database; an option that is given here replaces its
+    own, and the defaults below are those of a new study.
 
     \b
     Examples:

@@ -162,7 +162,9 @@ def _lines(database: Database, study: StudyDetail) -> list[Text]:
         lines.append(Text(f"  ended    {study.stop_reason.splitlines()[0]}"))
     rows = _running(database, study)
     curves = reads.curves(database.engine, study.name, [row.number for row in rows]) if rows else {}
+    nobody = driver_of(study) in ("none", "gone")
     for row in rows:
+        what = "to resume" if nobody and row.attempts else row.live or "running"
         curve = sparkline([value for _, value in curves.get(row.number, [])])
         said = (
             f"{number_text(row.last_value)} at step {row.last_step}"
@@ -171,9 +173,7 @@ def _lines(database: Database, study: StudyDetail) -> list[Text]:
         )
         again = f"  attempt {row.attempts}" if row.attempts > 1 else ""
         foreign = "" if row.attempts else "  (of another program)"
-        lines.append(
-            Text(f"  #{row.number:<6} {row.live or 'running':<8} {curve:<16} {said}{again}{foreign}")
-        )
+        lines.append(Text(f"  #{row.number:<6} {what:<9} {curve:<16} {said}{again}{foreign}"))
     for failure in reads.failures(database.engine, study.name):
         named = failure.exception and not failure.message.startswith(failure.exception)
         head = f"{failure.count} x {failure.reason}{f' {failure.exception}' if named else ''}"

@@ -26,11 +26,11 @@ Nodes = Sequence[Mapping[str, float]]
 Demand = tuple[Mapping[str, float], int]
 """A bundle of resources, and how many of them a trial needs."""
 
-_UNITS = {"CPU": "CPUs", "GPU": "GPUs", "memory": "bytes of memory"}
 _ASK_LESS = {
     "CPU": "ask for fewer ranks or cpus, or add nodes",
     "GPU": "ask for fewer ranks or gpus (a fraction shares a device, 0 hides them), or add nodes",
 }
+_NO_GPUS = "leave gpus out or give 0, or add nodes that have some"
 
 
 def fitting(nodes: Nodes, bundle: Mapping[str, float]) -> int:
@@ -47,8 +47,10 @@ def fitting(nodes: Nodes, bundle: Mapping[str, float]) -> int:
     )
 
 
-def _unit(name: str) -> str:
-    return _UNITS.get(name, name)
+def _amount(amount: float, name: str) -> str:
+    if name in _ASK_LESS:
+        return f"{amount:g} {name}{'s' * (amount != 1)}"
+    return f"{amount:g} {'bytes of memory' if name == 'memory' else name}"
 
 
 def fits(nodes: Nodes, demand: Demand) -> bool:
@@ -139,26 +141,28 @@ def shortage(nodes: Nodes, bundle: Mapping[str, float], ranks: int) -> str:
     for name in bundle:
         kinds = {one.removeprefix(TYPE) for node in nodes for one in node if one.startswith(TYPE)}
         if name.startswith(TYPE) and name.removeprefix(TYPE) not in kinds:
+            there = ", ".join(map(repr, sorted(kinds))) or "none of a known type"
             return (
-                f"one trial needs an accelerator {name.removeprefix(TYPE)!r}, the cluster has "
-                f"{', '.join(map(repr, sorted(kinds))) or 'none of a known type'} ({described(nodes)}); "
-                "name one of these, or leave accelerator out"
+                f"one trial needs an accelerator {name.removeprefix(TYPE)!r}, the cluster has {there} "
+                f"({described(nodes)}); {'name one of these, or ' if kinds else ''}leave accelerator out"
             )
     for name, amount in bundle.items():
         total = sum(node.get(name, 0) for node in nodes)
         if amount * ranks > total:
+            each = f" ({ranks} ranks, {amount:g} each)" if ranks > 1 else ""
+            less = _ASK_LESS.get(name, "ask for less") if total or name != "GPU" else _NO_GPUS
             return (
-                f"one trial needs {amount * ranks:g} {_unit(name)} (ranks={ranks} of {amount:g}), "
-                f"the cluster has {total:g} ({described(nodes)}); {_ASK_LESS.get(name, 'ask for less')}"
+                f"one trial needs {_amount(amount * ranks, name)}{each}, "
+                f"the cluster has {total:g} ({described(nodes)}); {less}"
             )
     for name, amount in bundle.items():
         most = max((node.get(name, 0) for node in nodes), default=0)
         if amount > most:
             return (
-                f"one rank needs {amount:g} {_unit(name)}, the largest node of the cluster has "
+                f"one rank needs {_amount(amount, name)}, the largest node of the cluster has "
                 f"{most:g} ({described(nodes)}); {_ASK_LESS.get(name, 'ask for less')}"
             )
-    wanted = ", ".join(f"{amount:g} {_unit(name)}" for name, amount in bundle.items())
+    wanted = ", ".join(_amount(amount, name) for name, amount in bundle.items())
     return (
         f"one trial needs {ranks} times ({wanted}), each on one node, and the cluster's nodes hold "
         f"{fitting(nodes, bundle)} of them ({described(nodes)}); ask for less, or add nodes"
