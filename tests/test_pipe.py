@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tuner.dispatch.pipe import CAPACITY, STOP, PipeChannel, answer_line, lines
+from tuner.errors import BadInput
 from tuner.messages import Ask, Message, Param, Report, UserAttr, decode
 
 
@@ -73,6 +74,66 @@ def test_a_question_overtakes_no_report_and_waits_for_none(
     channel.close()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_what_a_forked_process_and_a_signal_handler_say_garbles_nothing(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    shell, rank = sockets
+    heard: list[Message] = []
+    thread = reading(shell, heard)
+    channel = PipeChannel(rank)
+    large = "x" * (3 * CAPACITY)
+    pid = os.fork()
+    if pid == 0:
+        for step in range(200):
+            channel.send(Report(step=step, value=0.5))
+            if step % 50 == 0:
+                channel.send(UserAttr(key=f"child{step}", value=large))
+        try:
+            channel.ask(Ask, ordinal=1)  # its answer would be read by either of the two
+        except BadInput:
+            os._exit(0)
+        os._exit(1)
+    before = signal.signal(signal.SIGALRM, lambda *_: channel.send(UserAttr(key="alarm", value=large)))
+    for step in range(200, 400):
+        channel.send(Report(step=step, value=0.5))
+        if step % 50 == 0:
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            channel.send(UserAttr(key=f"parent{step}", value=large))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    channel.close()
+    thread.join(30)
+    steps = [message.step for message in heard if isinstance(message, Report)]
+    attributes = [message for message in heard if isinstance(message, UserAttr)]
+    assert sorted(steps) == list(range(400))
+    assert [step for step in steps if step < 200] == list(range(200))
+    assert all(one.value == large for one in attributes)
+    assert {f"child{step}" for step in range(0, 200, 50)} < {one.key for one in attributes}
+
+
+def test_a_line_that_an_exception_broke_off_was_not_said_and_harms_no_other(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    def raise_it(*_: object) -> None:
+        raise TimeoutError
+
+    channel = PipeChannel(sockets[1])
+    before = signal.signal(signal.SIGALRM, raise_it)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with pytest.raises(TimeoutError):
+        channel.send(UserAttr(key="large", value="x" * (3 * CAPACITY)))  # nobody reads it yet
+    signal.signal(signal.SIGALRM, before)
+    heard: list[Message] = []
+    thread = reading(sockets[0], heard)
+    said = [UserAttr(key="after", value="y" * CAPACITY), Report(step=1, value=0.5)]
+    for message in said:
+        channel.send(message)
+    channel.close()
+    thread.join(30)
+    assert heard == said
 
 
 def test_what_a_rank_said_before_it_was_killed_arrives(sockets: tuple[socket.socket, socket.socket]) -> None:

@@ -54,6 +54,16 @@ def ends(trial):
     os.write(1, b"last words")
     os._exit(3)
 
+def forks_and_both_return(trial):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return 3.0 if child else -1.0
+
+def closes_all_files(trial):
+    os.closerange(3, 4096)
+    trial.report(1.0, 0)
+
 def segfaults(trial):
     ctypes.string_at(0)
 
@@ -206,6 +216,18 @@ def test_an_end_without_a_word_is_told_by_code_or_signal(
 ) -> None:
     shell.start(assignment(file, name), Place())
     assert until_ended(shell) == Outcome(reason=Reason.RANK_LOST, message=message, log_tail=tail)
+
+
+def test_a_forked_process_that_returns_too_does_not_end_the_trial(shell: Shell, file: Path) -> None:
+    shell.start(assignment(file, "forks_and_both_return"), Place())
+    assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(3.0,))
+
+
+def test_a_rank_that_closed_its_files_says_so_in_its_output(shell: Shell, file: Path) -> None:
+    shell.start(assignment(file, "closes_all_files"), Place())
+    outcome = until_ended(shell)
+    assert outcome.message == "exited with code 1"
+    assert outcome.log_tail.strip().endswith("close only files that it has opened")
 
 
 def test_a_killed_rank_is_told_by_its_signal_and_the_same_zygote_forks_the_next(

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
 
@@ -68,7 +68,10 @@ def run(
         objective = objective or objectives.load(assignment.objective)
         trial = Trial(assignment, place, channel, store)
         _seed(assignment)  # again: the import may have brought torch, or drawn numbers
+        process = os.getpid()
         ending = _call(objective, trial, assignment, place)
+        if os.getpid() != process:
+            _end_fork(ending)
     except _DeviceFailed as error:
         ending = _Ending(outcome=_named(place, error.fault.index, error.fault.why), device=error.fault.index)
     except BaseException as error:
@@ -180,6 +183,14 @@ def _call(objective: Callable[[Trial], Any], trial: Trial, assignment: Assignmen
         text = "the objective returned after should_stop() said True; it goes on from its checkpoint"
         outcome = failures.stopped(Reason.INTERRUPTED, text)
     return _Ending(outcome=outcome, returned=True)
+
+
+def _end_fork(ending: _Ending) -> NoReturn:
+    """Of a process that the objective forked and that came to its end too: it speaks for no trial."""
+    sys.stdout.flush()
+    sys.stderr.write(ending.outcome.traceback)
+    sys.stderr.flush()
+    os._exit(0 if ending.returned else 1)
 
 
 _DONE = Outcome(reason=Reason.COMPLETE)  # what another rank returns does not count

@@ -3,12 +3,21 @@
 What the rank says goes into a pipe, in one order. Its shell comes by now and then for reports, at once
 when a byte on their socket tells of anything else: a report that wakes nobody costs the training a tenth
 of one that does, and what is in the pipe outlives the rank. Answers come back over the socket.
+
+A line goes into the pipe whole or not at all, whoever else writes there: another thread, a signal handler,
+a process that the objective forked. The kernel promises that for 4 KiB, so that a longer line goes in parts::
+
+    +ID PART    of a longer line; each such line has an ID of its own
+    -ID PART    its end
+    anything else is a line itself
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import json
 import os
 import select
@@ -17,6 +26,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from tuner.errors import BadInput
 from tuner.messages import Log, Message, Report, encode
 
 __all__ = ["STOP", "PipeChannel", "answer_line", "lines"]
@@ -29,6 +39,7 @@ REST = 0.02
 
 CAPACITY = 2**18  # bytes of the pipe: some thousand reports, in which the rank need not wait
 LARGE = 2**14  # bytes of a message that may have to wait for a reader
+WHOLE = select.PIPE_BUF  # bytes that the kernel writes whole or not at all
 BELL = b"!"
 
 
@@ -60,6 +71,7 @@ def _lines(bell: socket.socket, pipe: int) -> Iterator[str]:
     poll.register(bell, select.POLLIN)
     poll.register(pipe, select.POLLIN)
     buffer, goes_on, rests = b"", True, False
+    begun: dict[bytes, list[bytes]] = {}  # longer lines by ID; of one that was broken off, nothing follows
     while goes_on:
         poll.modify(pipe, 0 if rests else select.POLLIN)
         ready = dict(poll.poll(1000 * REST if rests else None))
@@ -70,6 +82,12 @@ def _lines(bell: socket.socket, pipe: int) -> Iterator[str]:
             data = (data or b"") + more
         *whole, buffer = (buffer + (data or b"")).split(b"\n")  # of a rank that is killed, a part may stay
         for line in whole:
+            if line[:1] in (b"+", b"-"):
+                number, _, part = line[1:].partition(b" ")
+                begun.setdefault(number, []).append(part)
+                if line[:1] == b"+":
+                    continue
+                line = b"".join(begun.pop(number))
             yield line.decode()
         goes_on = goes_on and data != b""
         rests = data is not None and len(data) < LARGE
@@ -90,7 +108,9 @@ def _read(pipe: int) -> bytes | None:
 
 
 class PipeChannel:
-    """The rank's end; see :class:`tuner.channel.Channel`. Threads of an objective may share it."""
+    """The rank's end; see :class:`tuner.channel.Channel`. Threads of an objective may share it, and its
+    signal handlers; a process that it forked may send, and cannot ask: the answer is its parent's to read.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -99,7 +119,8 @@ class PipeChannel:
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, CAPACITY)
         socket.send_fds(connection, [BELL], [pipe])
         os.close(pipe)
-        self._sending = threading.Lock()
+        self._process = os.getpid()
+        self._long = itertools.count()
         self._reading = threading.Lock()  # held from a question to its answer
         self._buffer = b""
         self._questions = 0
@@ -107,23 +128,49 @@ class PipeChannel:
         self._answers: dict[int, dict[str, Any]] = {}
 
     def send(self, message: Message) -> None:
+        try:
+            self._send(message)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            text = "the objective has closed the files of the process that it runs in"
+            raise OSError(
+                error.errno, f"{text}, its way to the driver too; close only files that it has opened"
+            ) from None
+
+    def _send(self, message: Message) -> None:
         line = encode(message).encode() + b"\n"
         can_wait = isinstance(message, Report | Log)
-        with self._sending:
-            if len(line) >= LARGE:
-                self._socket.sendall(BELL)  # it may not fit before somebody reads
-            written = os.write(self._pipe, line)
-            while written < len(line):  # a signal came between
-                written += os.write(self._pipe, line[written:])
-            if not can_wait:
-                self._socket.sendall(BELL)
+        if len(line) >= LARGE:
+            self._socket.sendall(BELL)  # it may not fit before somebody reads
+        if len(line) <= WHOLE:
+            os.write(self._pipe, line)
+        else:
+            self._send_long(line)
+        if not can_wait:
+            self._socket.sendall(BELL)
+
+    def _send_long(self, line: bytes) -> None:
+        number = b"%d.%d" % (os.getpid(), next(self._long))
+        size = WHOLE - len(number) - 3  # the sign, the blank, the end of the line
+        for start in range(0, len(line), size):
+            part = line[start : start + size]
+            whole = b"-%b %b" if start + size >= len(line) else b"+%b %b\n"
+            os.write(self._pipe, whole % (number, part))
 
     def close(self) -> None:
         """Hang up; what was sent arrives."""
-        os.close(self._pipe)
-        self._socket.close()
+        with contextlib.suppress(OSError):  # an objective may have closed all files that it found
+            os.close(self._pipe)
+        with contextlib.suppress(OSError):
+            self._socket.close()
 
     def ask(self, kind: type[Message], **fields: Any) -> Any:
+        if os.getpid() != self._process:
+            raise BadInput(
+                f"a process that the objective forked cannot ask ({kind.__name__}), only report and log; ask "
+                "for parameters, should_prune and checkpoints in the objective's own process"
+            )
         question: Any = kind  # every Question has an id
         with self._reading:
             self._questions += 1
