@@ -25,6 +25,7 @@ from tuner.slate import MORE_FILES, MORE_MEMORY, Leaks, leak
 ISOLATIONS = ("attempt", "shared")
 
 OBJECTIVES = """
+import decimal, multiprocessing, resource, socket
 import builtins, gc, logging, os, random, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import optuna
@@ -50,6 +51,14 @@ def state():
         "warnings": len(warnings.filters),
         "signals": [str(signal.getsignal(one)) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)],
         "alarm": signal.getitimer(signal.ITIMER_REAL)[0],
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "start_method": multiprocessing.get_start_method(allow_none=True),
+        "timeout": socket.getdefaulttimeout(),
+        "collections": gc.get_threshold(),
+        "numpy": numpy.geterr(),
+        "decimal": decimal.getcontext().prec,
         "umask": os.umask(0o022),
         "path": list(sys.path),
         "recursion": sys.getrecursionlimit(),
@@ -62,7 +71,7 @@ def state():
     }
 
 def changes_everything(trial):
-    import torch
+    import numpy, torch
     trial.set_user_attr("pid", os.getpid())
     trial.set_user_attr("state", state())
     SEEN.append(trial.number)
@@ -85,6 +94,14 @@ def changes_everything(trial):
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.signal(signal.SIGUSR1, lambda number, frame: None)
     signal.setitimer(signal.ITIMER_REAL, 1000)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    multiprocessing.set_start_method("spawn")
+    socket.setdefaulttimeout(1)
+    gc.set_threshold(9, 9, 9)
+    numpy.seterr(all="raise")
+    decimal.getcontext().prec = 3
     os.umask(0)
     sys.path.insert(0, "/nowhere")
     sys.setrecursionlimit(5000)

@@ -1,8 +1,9 @@
 """What a process was before an attempt, put back after it: for ``isolation="shared"``.
 
 A process that is kept for the next trial starts it as a fresh one would: environment, modules of the user's
-own, logging, warnings, signals, default dtype and device, ``torch.distributed``, CUDA caches. One that leaks
-(threads, child processes, open files, memory) is not kept. What this cannot know of is what an objective
+own, logging, warnings, signals, limits and cores, the start method of ``multiprocessing``, NumPy's answer to
+errors, default dtype and device, ``torch.distributed``, CUDA caches. One that leaks (threads, child
+processes, open files, memory) is not kept. What this cannot know of is what an objective
 changes inside installed libraries; for that there is ``isolation="attempt"``.
 """
 
@@ -12,9 +13,12 @@ import builtins
 import contextlib
 import gc
 import logging
+import multiprocessing
 import os
+import resource
 import signal
 import site
+import socket
 import sys
 import sysconfig
 import threading
@@ -31,6 +35,8 @@ MORE_MEMORY = 256 * 2**20  # bytes above those after the first attempt
 MORE_FILES = 32  # open files above those after the first attempt
 PARTING = 0.5  # seconds for threads that are about to end
 
+_LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
 
 
@@ -84,16 +90,25 @@ class Slate:
         self._signals = {number: signal.getsignal(number) for number in _SIGNALS}
         self._loggers = {name: _levels(logger) for name, logger in _loggers().items()}
         self._disabled = logging.root.manager.disable
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._cores = os.sched_getaffinity(0)
+        self._limits = {limit: resource.getrlimit(limit) for limit in _LIMITS}
+        self._start_method = multiprocessing.get_start_method(allow_none=True)
+        self._socket_timeout = socket.getdefaulttimeout()
+        self._gc, self._switch = gc.get_threshold(), sys.getswitchinterval()
+        self._numpy = _numpy_errors()
         self._torch = _torch_settings()
         self._first: Leaks | None = None
 
     def wipe(self) -> str:
         """Put everything back; why the process is not to be kept all the same, or ""."""
         _leave_torch(self._torch)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
         for number, handler in self._signals.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+        self._restore_process()
         self._restore_python()
         self._restore_logging()
         _forget(set(sys.modules) - self._modules)
@@ -105,7 +120,29 @@ class Slate:
         self._first = self._first or now
         return leak(now, self._first)
 
+    def _restore_process(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+        with contextlib.suppress(OSError):  # cores may be taken from us meanwhile
+            os.sched_setaffinity(0, self._cores)
+        for limit, both in self._limits.items():
+            with contextlib.suppress(OSError, ValueError):  # a hard limit that was lowered stays so
+                resource.setrlimit(limit, both)
+
     def _restore_python(self) -> None:
+        sys.settrace(None)
+        sys.setprofile(None)
+        sys.setswitchinterval(self._switch)
+        gc.set_threshold(*self._gc)
+        multiprocessing.set_start_method(self._start_method, force=True)
+        socket.setdefaulttimeout(self._socket_timeout)
+        if "decimal" in sys.modules:
+            import decimal
+
+            decimal.setcontext(decimal.Context())
+        if self._numpy:
+            import numpy
+
+            numpy.seterr(**self._numpy)
         if dict(os.environ) != self._environment:
             os.environ.clear()
             os.environ.update(self._environment)
@@ -146,6 +183,14 @@ def _loggers() -> dict[str, logging.Logger]:
 
 def _levels(logger: logging.Logger) -> tuple[int, list[Any], list[Any], bool, bool]:
     return logger.level, [*logger.handlers], [*logger.filters], logger.propagate, logger.disabled
+
+
+def _numpy_errors() -> dict[str, Any]:
+    if "numpy" not in sys.modules:
+        return {}
+    import numpy
+
+    return {**numpy.geterr()}
 
 
 def _torch_settings() -> dict[str, Any]:
