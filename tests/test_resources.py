@@ -35,6 +35,12 @@ from tuner.settings import Settings
         ({"custom": {"GPU": 1}}, r"custom=\{'GPU': \.\.\.\}: give it by its own argument"),
         ({"accelerator": "A100", "gpus": 0}, "accelerator='A100' with gpus=0"),
         ({"accelerator": ""}, "accelerator=''"),
+        ({"gpus": float("inf")}, "gpus=inf"),
+        ({"cpus": 1e-6}, "cpus=1e-06: Ray counts no less than 0.0001"),
+        ({"custom": {"disk": 1e-6}}, "Ray counts no less than 0.0001"),
+        ({"custom": {1: 1}}, r"custom=\{1: \.\.\.\}: the name of a Ray resource is text"),
+        ({"custom": None}, "custom=None: give a dict of Ray resources"),
+        ({"ranks": (1, 10**8)}, r"ranks=\(1, 100000000\): each number is an alternative; give at most 1000"),
     ],
 )
 def test_what_makes_no_sense_is_named(fields: dict[str, Any], line: str) -> None:

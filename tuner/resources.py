@@ -29,6 +29,10 @@ TYPE = "accelerator_type:"
 
 _TINY = 0.001  # what Ray itself asks of it
 
+_LEAST = 0.0001  # what Ray can count
+_MOST = 2**53  # far above any cluster, and exact as a float
+_SPAN = 1000  # numbers of ranks that a trial may be given: each is an alternative
+
 _NOTHING = 0.002  # CPUs of a rank that asks for none: Ray knows no empty bundle, and some bound is needed
 
 
@@ -75,9 +79,18 @@ class Resources:
             self._check_gpus(self.gpus)
         if self.memory is not None and (not _is_number(self.memory) or self.memory < 1):
             raise BadInput(f"memory={self.memory!r}: the bytes of a rank must be 1 or more, or None")
+        for name, amount in (("cpus", self.cpus), ("gpus", self.gpus or 0)):
+            if 0 < amount < _LEAST:
+                raise BadInput(f"{name}={amount!r}: Ray counts no less than {_LEAST:g}; give more, or 0")
+        if not isinstance(self.custom, Mapping):
+            raise BadInput(f"custom={self.custom!r}: give a dict of Ray resources and their amounts")
         for name, amount in self.custom.items():
+            if not isinstance(name, str) or not name:
+                raise BadInput(f"custom={{{name!r}: ...}}: the name of a Ray resource is text")
             if not _is_number(amount) or not amount > 0:
                 raise BadInput(f"custom={{{name!r}: {amount!r}}}: an amount must be above 0")
+            if amount < _LEAST:
+                raise BadInput(f"custom={{{name!r}: {amount!r}}}: Ray counts no less than {_LEAST:g}")
             if name in ("CPU", "GPU", "memory"):
                 raise BadInput(f"custom={{{name!r}: ...}}: give it by its own argument: cpus, gpus or memory")
         if self.accelerator is not None and (not isinstance(self.accelerator, str) or not self.accelerator):
@@ -228,12 +241,15 @@ def from_plain(stored: Any) -> ResourcesSpec:
 def _span(given: Sequence[Any]) -> tuple[int, int]:
     if len(given) != 2 or not all(map(_is_count, given)) or given[0] > given[1]:
         raise BadInput(f"ranks={tuple(given)!r}: give a whole number, or (fewest, most), both at least 1")
+    if given[1] - given[0] >= _SPAN:
+        raise BadInput(f"ranks={tuple(given)!r}: each number is an alternative; give at most {_SPAN} of them")
     return given[0], given[1]
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    """Whether it is a number, and one that can be counted: not NaN, and no infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST
