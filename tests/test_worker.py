@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 import pytest
 
-from tuner import worker
+from tuner import device, worker
 from tuner.assignment import Assignment, ObjectiveRef
 from tuner.channel import Place
 from tuner.messages import Finished, Message, Report, decode, encode
@@ -282,7 +282,7 @@ def never_asks(trial):
 ZYGOTE = """
 import json, os, socket, sys
 import torch
-from tuner import worker
+from tuner import device, worker
 from tuner.assignment import Assignment, ObjectiveRef
 from tuner.channel import Place
 from tuner.messages import encode
@@ -451,3 +451,18 @@ def test_rank_0_is_interrupted_where_the_code_never_asks(output: dict[str, Any])
 def test_a_trial_that_ends_well_leaves_no_noise(output: dict[str, Any], name: str) -> None:
     """No C++ stack of a store or group that went away under a waiting rank."""
     assert (output["folder"] / f"{name}.err").read_text() == ""
+
+
+def test_a_probe_whose_import_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = tmp_path / "hanging_probe.py"
+    probe.write_text("import time\n\ntime.sleep(1)\n\ndef look(device):\n    return ''\n")
+    monkeypatch.setenv("TUNER_PROBE", f"{probe}:look")
+    monkeypatch.setattr(device, "HUNG", 0.1)
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    channel = FakeChannel()
+    worker._check_devices(assignment(probe), Place(devices=("0",)), channel)
+    (finished,) = channel.sent
+    assert isinstance(finished, Finished)
+    assert finished.outcome.reason is Reason.DEVICE_FAILED
+    assert codes == [1]

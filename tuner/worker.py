@@ -100,8 +100,7 @@ class _DeviceFailed(Exception):
 
 
 def _check_devices(assignment: Assignment, place: Place, channel: Channel) -> None:
-    look = device.look_of(place.devices) if place.devices else None
-    if look is None:
+    if not place.devices:
         return
 
     def give_up() -> None:
@@ -110,7 +109,8 @@ def _check_devices(assignment: Assignment, place: Place, channel: Channel) -> No
 
     gpus = assignment.resources.gpus or 0
     with device.within(device.HUNG, give_up):
-        fault = device.probe(look, len(place.devices), alone=gpus >= 1)
+        look = device.look_of(place.devices)  # the first call of a driver, or a user's import, may hang too
+        fault = device.probe(look, len(place.devices), alone=gpus >= 1) if look is not None else None
     if fault is not None:
         raise _DeviceFailed(fault)
 
