@@ -340,6 +340,20 @@ def test_files_and_folders_move_and_those_of_an_attempt_before_are_replaced(
     assert os.listdir(folder) == ["config.json"]
 
 
+@pytest.mark.parametrize("study", ["..", ".", "../../etc", "x" * 5_000])
+def test_a_study_of_any_name_keeps_its_files_below_the_folder_for_them(
+    study: str, home: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "named"
+    folder.mkdir()
+    (folder / "model.pt").write_text("1")
+    (path,) = working_folder.collect(str(folder), str(home), study, 0)
+    kept = Path(path).resolve()
+    assert kept.read_text() == "1"
+    assert kept.parent.name == "0"
+    assert kept.parents[2] == (home / working_folder.FILES).resolve()
+
+
 def test_a_rank_whose_shell_has_ended_brings_back_no_folder(home: Path, tmp_path: Path) -> None:
     shell = tmp_path / "shell"
     shell.mkdir()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ __all__ = ["FILES", "collect", "enter", "folder_of", "remove", "sweep"]
 FILES = "tuner-files"
 """In the driver's folder: what trials left, by study and number."""
 
+_LONGEST = 100  # characters of a study's name in a path
 _MOST = 2000  # entries of a folder that are linked; where there are more, trials work in it itself
 
 
@@ -77,7 +79,7 @@ def collect(folder: str, home: str, study: str, number: int) -> list[str]:
     Returns:
         The paths of the files, in ``home``; none where ``home`` is not on this node.
     """
-    kept = f"{home}/{FILES}/{re.sub(r'[^A-Za-z0-9_.-]', '_', study)}/{number}"
+    kept = f"{home}/{FILES}/{_file_name(study)}/{number}"
     found = []
     for entry in _entries(folder):
         path = Path(entry.path)
@@ -87,6 +89,17 @@ def collect(folder: str, home: str, study: str, number: int) -> list[str]:
             found += _move(path, Path(kept) / entry.name)
         _remove(path)
     return found
+
+
+def _file_name(study: str) -> str:
+    """A study's name as that of a folder: it may be a path, or longer than a file system takes."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", study)
+    name = re.sub(r"^\.+", lambda dots: "_" * len(dots[0]), name)
+    return (
+        name
+        if len(name) <= _LONGEST
+        else f"{name[:_LONGEST]}-{hashlib.sha256(study.encode()).hexdigest()[:8]}"
+    )
 
 
 def _link(home: str, folder: str, without: str) -> bool:
