@@ -14,10 +14,12 @@ import sqlalchemy as sa
 
 from tests.chaos.table import pytest_runtest_makereport, pytest_terminal_summary, recovered
 from tests.postgres import postgres_server
+from tuner.dispatch import shell
 
 __all__ = ["pytest_runtest_makereport", "pytest_terminal_summary", "recovered"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+shell.WITHOUT_DRIVER = 900.0  # one that a test holds would end the process of the tests, with exit code 0
 hypothesis.settings.register_profile("tuner", deadline=None)  # no timing assertions: cores are shared
 hypothesis.settings.load_profile("tuner")
 

@@ -328,8 +328,8 @@ def test_a_wait_for_resources_is_shown_and_bounded_and_the_study_resumes(
 @pytest.mark.parametrize(
     ("resources", "line"),
     [
-        (Resources(ranks=9, gpus=0), r"needs 9 CPUs \(ranks=9 of 1\), the cluster has 8"),
-        (Resources(ranks=2, gpus=2), r"needs 4 GPUs \(ranks=2 of 2\), the cluster has 3"),
+        (Resources(ranks=9, gpus=0), r"needs 9 CPUs \(9 ranks, 1 each\), the cluster has 8"),
+        (Resources(ranks=2, gpus=2), r"needs 4 GPUs \(2 ranks, 2 each\), the cluster has 3"),
         (Resources(gpus=1, accelerator="H100"), r"an accelerator 'H100', the cluster has 'A100'"),
         (Resources(custom={"slow_disk": 1}), "needs 1 slow_disk"),
         ([Resources(gpus=4), Resources(cpus=9, gpus=0)], "none of 2 alternatives fits; the last: one trial"),
@@ -368,7 +368,7 @@ def test_what_an_autoscaler_may_still_start_counts_as_feasible(autoscaler: None)
     executor = RayExecutor()
     opened = executor.open("autoscaling", 1, [Resources(ranks=2, cpus=32, gpus=8)], lambda envelope: None)
     assert opened.slots == 1
-    with pytest.raises(Infeasible, match=r"needs 32 GPUs \(ranks=4 of 8\), the cluster has 24"):
+    with pytest.raises(Infeasible, match=r"needs 32 GPUs \(4 ranks, 8 each\), the cluster has 24"):
         executor.open("autoscaling", 1, [Resources(ranks=4, gpus=8)], lambda envelope: None)
     executor.close()
 

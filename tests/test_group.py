@@ -89,7 +89,7 @@ def test_bundles_are_counted_node_by_node() -> None:
 @pytest.mark.parametrize(
     ("bundle", "ranks", "parts"),
     [
-        ({"CPU": 1, "GPU": 2}, 2, ["needs 4 GPUs (ranks=2 of 2)", "the cluster has 1"]),
+        ({"CPU": 1, "GPU": 2}, 2, ["needs 4 GPUs (2 ranks, 2 each)", "the cluster has 1"]),
         ({"CPU": 5}, 1, ["one rank needs 5 CPUs", "largest node of the cluster has 4"]),
         ({"CPU": 3}, 2, []),
         ({"fast_disk": 1}, 1, ["needs 1 fast_disk", "has 0"]),

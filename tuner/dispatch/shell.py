@@ -306,10 +306,11 @@ class Shell:
     def _end_child(self, child: socket.socket, code: int | None) -> None:
         """The child is gone: let the reader come to the end of what it sent, then say how it ended."""
         while code is not None and self._reader.is_alive():
+            before = self._outbox.last
             self._reader.join(timeout=2)
             with self._changed:
-                waiting = len(self._outbox) >= OUTBOX
-            if not waiting:
+                goes_on = len(self._outbox) >= OUTBOX or self._outbox.last > before
+            if not goes_on:
                 break  # something outside its tree still holds the socket
         self._collect()
         self._conclude(child, self._outcome(code))
