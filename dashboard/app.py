@@ -1,4 +1,4 @@
-"""The entry of the dashboard: ``streamlit run`` starts it; it chooses the page."""
+"""The entry of every page: who is not logged in gets no further; it chooses the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import data
+from dashboard import data, gate
 
 PAGES = [
     st.Page("views/studies.py", title="Studies", url_path="studies", default=True),
@@ -25,6 +25,9 @@ def main() -> None:
     st.set_page_config(page_title="Tuner", page_icon="🎛️", layout="wide")
     st.html(Path(__file__).with_name("style.css"))
     page = st.navigation(PAGES, position="hidden")
+    if not gate.is_open():
+        return
+    gate.account()
     trouble = data.problem()
     if trouble is None:
         page.run()

@@ -1,5 +1,7 @@
 """The pages' only way to the database: reads that are cached for seconds, never a whole study.
 
+They go through connections on which the database refuses every change, and only for who is logged in.
+
 ::
 
     study = data.read(reads.study, name)
@@ -15,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import streamlit as st
 
+from dashboard import auth
 from storage import Database, StorageError, mask_url, reads
 from storage.database import normalise_url
 from storage.views import StudyDetail
@@ -38,13 +41,18 @@ def database_name() -> str:
 
 
 def database() -> Database:
-    """The database, for what :mod:`dashboard.actions` writes; pages only :func:`read`."""
-    return _opened(_url(), _file_of(_url()))
+    """The database, for what :mod:`dashboard.actions` writes; pages only :func:`read`.
+
+    Raises:
+        Refused: this viewer may not change anything.
+    """
+    auth.require_editor()
+    return _opened(_url(), _file_of(_url()), read_only=False)
 
 
-@st.cache_resource(show_spinner=False, max_entries=2)
-def _opened(url: str, file: int) -> Database:
-    return Database(url, create=False, timeout=5)
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _opened(url: str, file: int, read_only: bool = True) -> Database:
+    return Database(url, create=False, timeout=5, read_only=read_only)
 
 
 def _file_of(url: str) -> int:
@@ -57,8 +65,10 @@ def _file_of(url: str) -> int:
 
 def problem() -> str | None:
     """Why the database cannot be read, in one line, or None."""
+    auth.require_login()
     try:
-        with database().errors(), database().read():
+        database = _opened(_url(), _file_of(_url()))
+        with database.errors(), database.read():
             return None
     except StorageError as error:
         return str(error)
@@ -70,6 +80,7 @@ def read(function: Callable[Concatenate[Any, _P], _T], /, *arguments: _P.args, *
     Raises:
         StorageError: one line that says what is wrong with the arguments, or with the database.
     """
+    auth.require_login()
     name = f"{function.__module__}.{function.__qualname__}"
     found: _T = _read(function, _url(), _file_of(_url()), name, arguments, options)
     return found

@@ -1,22 +1,26 @@
-"""How the dashboard is started: a Streamlit server of its own, on the loopback interface."""
+"""How the dashboard is started: a Streamlit server of its own, on another address only with a login."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from pathlib import Path
 
+from dashboard import login
 from dashboard.theme import COLOURS
 
 __all__ = ["command"]
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Under which names a browser of this machine may ask."""
 
 _SETTINGS = {
     "server.headless": "true",
     "server.fileWatcherType": "none",
     "server.enableCORS": "true",
     "server.enableXsrfProtection": "true",
+    "server.enableAgentApi": "false",
     "browser.gatherUsageStats": "false",
     "client.toolbarMode": "viewer",
     "client.showErrorDetails": "type",
@@ -27,29 +31,89 @@ _SETTINGS = {
 }
 
 
-def command(storage_url: str, host: str = "127.0.0.1", port: int = 8501) -> tuple[list[str], dict[str, str]]:
+def command(
+    storage_url: str,
+    host: str = "127.0.0.1",
+    port: int = 8501,
+    *,
+    password_file: str | None = None,
+    cert: str | None = None,
+    key: str | None = None,
+) -> tuple[list[str], dict[str, str]]:
     """The argument list and the environment of the dashboard's process.
 
     The database's URL travels in the environment, since it may hold a password that ``ps``
-    would show.
+    would show, and so do passwords for a login.
+
+    Args:
+        password_file: a file for the login, as :func:`dashboard.login.passwords` describes it; without
+            one, the environment may give passwords, or Streamlit's secrets a provider.
+        cert: a TLS certificate, in PEM; with ``key``, its private key.
 
     Raises:
-        ValueError: an address other than the loopback: there is no login yet.
+        ValueError: an address other than the loopback without a login; a login that is set up wrong.
 
     Example:
         >>> command("sqlite:///tuner.db", port=8600)[0][-2:]
         ['--server.port', '8600']
     """
-    if host not in _LOOPBACK:
-        raise ValueError(
-            f"host {host!r}: the dashboard has no login yet and serves this machine only; "
-            f"leave --host out and forward the port: ssh -L {port}:127.0.0.1:{port} THIS-HOST"
-        )
     if not 0 < port < 65536:
         raise ValueError(f"port {port}: give a number from 1 to 65535")
+    environment = {**os.environ, "TUNER_STORAGE": storage_url}
+    if password_file:
+        environment[login.FILE] = os.path.abspath(password_file)
+    has_login = bool(login.passwords(environment)) or _has_provider()
+    if not has_login and not is_loopback(host):
+        raise ValueError(
+            f"host {host}: another address than this machine's own needs a login; give --password-file FILE "
+            "(a line 'editor: PASSWORD', mode 0600), "
+            f"or forward the port: ssh -L {port}:127.0.0.1:{port} THIS-HOST"
+        )
+    settings = {**_SETTINGS, "server.address": host, **_tls(cert, key)}
+    if not is_loopback(host) and not _is_any(host):
+        settings["browser.serverAddress"] = host
     # -P: a file of the working folder, such as a user's storage.py, must not stand in for ours
-    argv = [sys.executable, "-P", "-m", "streamlit", "run", str(Path(__file__).with_name("app.py"))]
-    for name, value in {**_SETTINGS, "server.address": host}.items():
+    argv = [sys.executable, "-P", "-m", "streamlit", "run", str(Path(__file__).with_name("web.py"))]
+    for name, value in settings.items():
         argv += [f"--{name}", value]
+    if not has_login:  # else a page of another name that resolves to this address could read everything
+        for name in _LOOPBACK:
+            argv += ["--server.allowedHosts", name]
     argv += ["--server.port", str(port)]
-    return argv, {**os.environ, "TUNER_STORAGE": storage_url}
+    return argv, environment
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server on this address can be reached from its own machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_any(host: str) -> bool:
+    return host in ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+
+
+def _tls(cert: str | None, key: str | None) -> dict[str, str]:
+    if not cert and not key:
+        return {}
+    if not cert or not key:
+        raise ValueError("TLS takes two files: give --cert and --key")
+    for option, file in (("--cert", cert), ("--key", key)):
+        if not os.access(file, os.R_OK) or not os.path.isfile(file):
+            raise ValueError(f"{option} {file}: there is no such file that can be read")
+    return {"server.sslCertFile": os.path.abspath(cert), "server.sslKeyFile": os.path.abspath(key)}
+
+
+def _has_provider() -> bool:
+    """Whether Streamlit's secrets name a provider to log in with; it reads them in its own way."""
+    folders = (Path.home(), Path.cwd())
+    if not any((folder / ".streamlit" / "secrets.toml").exists() for folder in folders):
+        return False
+    from dashboard import oidc
+
+    problem = oidc.problem()
+    if problem:
+        raise ValueError(problem)
+    return bool(oidc.providers())

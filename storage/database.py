@@ -84,6 +84,7 @@ class Database:
             without our tables can still be read.
         checked: refuse another schema. False for those who look at it or upgrade it.
         timeout: seconds to wait for another program's lock, and for a connection.
+        read_only: the database itself refuses every change on these connections.
 
     Raises:
         Unavailable: cannot be reached; an older or newer schema, of Optuna or of ours: then
@@ -91,11 +92,19 @@ class Database:
     """
 
     def __init__(
-        self, url: str | URL, *, create: bool = True, timeout: float = 30.0, checked: bool = True
+        self,
+        url: str | URL,
+        *,
+        create: bool = True,
+        timeout: float = 30.0,
+        checked: bool = True,
+        read_only: bool = False,
     ) -> None:
+        create = create and not read_only
         self.url = normalise_url(url if isinstance(url, str) else url.render_as_string(hide_password=False))
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._timeout = timeout
+        self._read_only = read_only
         self._lock = threading.Lock()
         if self.is_sqlite:
             _check_file(str(self.url.database), create)
@@ -189,7 +198,10 @@ class Database:
                 raise Unavailable(
                     f"the database {self} needs the PostgreSQL driver: pip install 'tuner[postgres]'"
                 )
-            own = " ".join(filter(None, [self.url.query.get("options", ""), _PG_OPTIONS]))  # type: ignore[list-item]
+            options = [self.url.query.get("options", ""), _PG_OPTIONS]
+            if self._read_only:
+                options.append("-c default_transaction_read_only=on")
+            own = " ".join(filter(None, options))  # type: ignore[arg-type]
             return sa.create_engine(
                 self.url,
                 pool_pre_ping=True,
@@ -207,6 +219,8 @@ class Database:
             connection.isolation_level = None  # we begin transactions ourselves
             connection.execute(f"PRAGMA busy_timeout={int(self._timeout * 1000)}")
             connection.execute("PRAGMA synchronous=FULL")
+            if self._read_only:  # not mode=ro, which cannot open a WAL that nobody has open
+                connection.execute("PRAGMA query_only=ON")
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:

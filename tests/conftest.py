@@ -12,6 +12,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
+from dashboard.login import VARIABLES
 from tests.chaos.table import pytest_runtest_makereport, pytest_terminal_summary, recovered
 from tests.postgres import postgres_server
 from tuner.dispatch import shell
@@ -26,7 +27,7 @@ hypothesis.settings.load_profile("tuner")
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "TUNER_STORAGE"):
+    for name in ("RAY_ADDRESS", "TUNER_STORAGE", *VARIABLES):
         monkeypatch.delenv(name, raising=False)
 
 

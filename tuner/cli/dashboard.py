@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import ipaddress
 import socket
 import subprocess
 
@@ -17,28 +16,71 @@ __all__ = ["dashboard"]
 
 
 @click.command(short_help="Serve the pages that show studies.")
-@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Loopback only.  [default: 127.0.0.1]")
+@click.option(
+    "--host", default="127.0.0.1", metavar="ADDRESS", help="Another one needs a login.  [default: 127.0.0.1]"
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, metavar="N", help="[default: 8501]")
+@click.option("--password-file", metavar="FILE", help="Passwords to log in with, mode 0600; see above.")
+@click.option("--cert", metavar="FILE", help="TLS certificate (PEM).")
+@click.option("--key", metavar="FILE", help="Its private key (PEM).")
 @storage_option
-def dashboard(host: str, port: int, storage: str | None) -> None:
+def dashboard(
+    host: str, port: int, password_file: str | None, cert: str | None, key: str | None, storage: str | None
+) -> None:
     """Serve the pages that show the studies of a database, until Ctrl-C.
+
+    Without a login they serve this machine only, and its user may change
+    everything. From elsewhere: ssh -L 8501:127.0.0.1:8501 THIS-HOST.
+
+    \b
+    A login by password: a file that only you may read, with one line each for
+    who may act and who may only look (either line may be left out):
+      editor: correct horse battery staple
+      viewer: just looking around
+    or the variables TUNER_DASHBOARD_PASSWORD (editors) and
+    TUNER_DASHBOARD_VIEWER_PASSWORD. A login lasts 12 hours, or until the server
+    ends; after each wrong password the next try waits longer, up to 5 minutes.
+
+    \b
+    A login through an OpenID Connect provider: .streamlit/secrets.toml with the
+    section [auth] as Streamlit documents it (pip install 'streamlit[auth]'), and
+      [tuner]
+      editors = ["ann@example.org"]
+      viewers = ["*@example.org"]
+    Without a line of viewers everyone whom the provider knows may look. An
+    account needs a verified e-mail address.
+
+    With a login --host may name another address. Give --cert and --key too, or
+    put a proxy with TLS before it: else passwords can be read on the network.
 
     \b
     Examples:
       tuner dashboard
       tuner dashboard --port 8600 --storage sqlite:///tuner.db
+      tuner dashboard --host 0.0.0.0 --password-file passwords --cert c.pem --key k.pem
     """
     from tuner import store
     from tuner.processes import die_with_parent
 
-    _check_host(host)
     _check_port(host, port)
     database = store.open_database(storage)
     shown, url = str(database), database.text
     database.dispose()
     # by name: the pages are a program of their own, which this package starts and never imports from
-    arguments, environment = importlib.import_module("dashboard.server").command(url, host, port)
-    click.echo(f"the pages of {shown} are at http://{host}:{port} (Ctrl-C ends them)")
+    server = importlib.import_module("dashboard.server")
+    try:
+        arguments, environment = server.command(
+            url, host, port, password_file=password_file, cert=cert, key=key
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    if not server.is_loopback(host) and not cert:
+        click.echo(
+            "warning: without --cert and --key, or a proxy with TLS, passwords can be read on the network",
+            err=True,
+        )
+    where = f"[{host}]" if ":" in host else host
+    click.echo(f"the pages of {shown} are at http{'s' if cert else ''}://{where}:{port} (Ctrl-C ends them)")
     child = subprocess.Popen(arguments, env=environment, preexec_fn=die_with_parent)
     try:
         code = child.wait()
@@ -57,16 +99,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         return
     child.kill()
     child.wait()
-
-
-def _check_host(host: str) -> None:
-    with contextlib.suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-            return
-    raise BadInput(
-        f"--host {host}: the pages have no login yet, so they are served to this machine only; "
-        "use 127.0.0.1, and 'ssh -L' from elsewhere"
-    )
 
 
 def _check_port(host: str, port: int) -> None:

@@ -1,0 +1,37 @@
+"""What ``streamlit run`` serves: the pages, and the route at which a browser gets the cookie of a login."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from streamlit.starlette import App
+
+from dashboard import auth, login
+from dashboard.gate import TICKET
+
+__all__ = ["app"]
+
+
+async def session(request: Request) -> Response:
+    """The cookie for a ticket: out of reach for scripts, and sent to this host from its own pages only."""
+    passwords, ticket = auth.door(), request.headers.get(TICKET, "")
+    token = passwords.redeem(ticket) if passwords is not None else None
+    if token is None:
+        return Response(status_code=403)
+    answer = Response(status_code=204)
+    answer.set_cookie(
+        auth.COOKIE.format(port=st.get_option("server.port")),
+        token,
+        max_age=login.HOURS * 3600,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+app = App(Path(__file__).with_name("app.py"), routes=[Route("/session", session, methods=["POST"])])
