@@ -39,7 +39,7 @@ def is_open() -> bool:
 
 def _ask_password(passwords: login.Door) -> None:
     with st.form("login", clear_on_submit=True):
-        given = st.text_input("Password", type="password", autocomplete="current-password", max_chars=1000)
+        given = st.text_input("Password", type="password", autocomplete="current-password")
         sent = st.form_submit_button("Log in", type="primary", width="stretch")
     if not sent or not given:
         return

@@ -240,6 +240,8 @@ def _source(address: str | None) -> str:
         found = ipaddress.ip_address(address or "127.0.0.1")
     except ValueError:
         return str(address)
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
+        return str(found.ipv4_mapped)
     if isinstance(found, ipaddress.IPv6Address) and not found.is_loopback:
         return str(ipaddress.ip_network((found.packed[:8] + bytes(8), 64)))
     return str(found)

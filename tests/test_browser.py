@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from socket import create_server
 
 import pytest
 
-from dashboard import server
 from tests.dashboard_data import HOSTILE, fill
+from tests.dashboard_server import served
 
 pytestmark = pytest.mark.browser
 
@@ -40,24 +36,8 @@ def address(tmp_path: Path) -> Iterator[str]:
     """The address of a dashboard on a filled database."""
     url = f"sqlite:///{tmp_path}/tuner.db"
     fill(url)
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    argv, environment = server.command(url, port=port)
-    log = (tmp_path / "server.log").open("w")
-    process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=tmp_path)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the dashboard did not answer"
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-        log.close()
+    with served(url, tmp_path) as found:
+        yield found
 
 
 def test_a_person_finds_out_why_a_trial_failed(chromium: str, address: str) -> None:

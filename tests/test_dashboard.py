@@ -149,7 +149,7 @@ def test_the_server_stays_on_the_loopback_and_hides_the_password() -> None:
     assert environment["TUNER_STORAGE"] == "postgresql://ann:secret@db/tuner"
     assert argv[argv.index("--server.address") + 1] == "127.0.0.1"
     for host in ("0.0.0.0", "192.168.1.2", "example.org"):
-        with pytest.raises(ValueError, match="no login yet"):
+        with pytest.raises(ValueError, match="needs a login"):
             server.command("sqlite:///tuner.db", host=host)
     with pytest.raises(ValueError, match="port 0"):
         server.command("sqlite:///tuner.db", port=0)

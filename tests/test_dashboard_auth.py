@@ -231,6 +231,9 @@ def test_one_host_of_ipv6_is_one_address() -> None:
     door.try_password("wrong", "2001:db8::1")
     assert door.try_password(VIEWER, "2001:db8::2").wait == 1
     assert door.try_password("wrong", "not an address") == login.Answer(wait=0.125)
+    clock.now += 1
+    door.try_password("wrong", "::ffff:192.0.2.1")
+    assert door.try_password("wrong", "192.0.2.1").wait == 1
 
 
 def test_a_ticket_is_worth_its_cookie_once() -> None:
