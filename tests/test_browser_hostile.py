@@ -82,6 +82,7 @@ FOUND = """() => ({
 CLEAN = {"ran": None, "elements": [], "bold": [], "links": [], "errors": []}
 
 
+@pytest.mark.timeout(600)  # two dozen pages, each in a session of its own
 @pytest.mark.fault("26: hostile names in the dashboard")
 def test_hostile_names_are_text_on_every_page(chromium: str, tmp_path: Path) -> None:
     from playwright.sync_api import expect, sync_playwright

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from streamlit.testing.v1 import AppTest
@@ -14,7 +15,6 @@ from streamlit.testing.v1 import AppTest
 from dashboard import auth, data, gate, login, oidc, server
 from storage import Database, Refused, StorageError
 from storage.tables import commands
-from tests.dashboard_data import fill
 
 APP = str(Path(server.__file__).with_name("app.py"))
 EDITOR, VIEWER = "correct horse battery", "just looking around"
@@ -37,7 +37,8 @@ class Clock:
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = f"sqlite:///{tmp_path_factory.mktemp('auth')}/tuner.db"
-    fill(url, n_trials=3)
+    Database(url).dispose()
+    optuna.create_study(study_name="main", storage=url)
     return url
 
 
