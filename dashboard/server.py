@@ -25,6 +25,7 @@ _SETTINGS = {
     "client.toolbarMode": "viewer",
     "client.showErrorDetails": "type",
     "global.developmentMode": "false",
+    "logger.hideWelcomeMessage": "true",  # which asks an outside service for this machine's address
     **{f"theme.{mode}.{name}Color": colour for mode in ("light", "dark") for name, colour in COLOURS.items()},
     "theme.light.primaryColor": COLOURS["blue"],
     "theme.dark.primaryColor": "#6f9bef",

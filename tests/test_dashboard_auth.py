@@ -382,6 +382,21 @@ def test_without_a_login_only_this_machines_names_are_answered() -> None:
     assert names == ["127.0.0.1", "localhost", "::1"]
 
 
+def test_the_server_asks_no_outside_service_for_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamlit import net_util
+    from streamlit.web.server import server_util
+
+    from dashboard import web
+
+    asked: list[str] = []
+    monkeypatch.setattr(net_util, "_make_blocking_http_get", lambda address, **options: asked.append(address))
+    assert web.app is not None
+    assert not server_util.is_url_from_allowed_origins("http://foreign.example")
+    assert asked == []
+    argv, _ = server.command("sqlite:///tuner.db")
+    assert argv[argv.index("--logger.hideWelcomeMessage") + 1] == "true"
+
+
 @pytest.mark.parametrize(
     "url",
     [
