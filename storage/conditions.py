@@ -11,7 +11,9 @@ from typing import Any
 from storage.errors import Refused
 from storage.filters import AttrFilter, Filter, NumberFilter, ParamFilter, ValueFilter
 
-__all__ = ["parse", "parse_all"]
+__all__ = ["parse", "parse_all", "written"]
+
+_PLAIN_NAME = re.compile(r"[^\W\d]\w*")
 
 _CONDITION = re.compile(
     r"""\s* (?:(?P<kind>param|attr|value):)?
@@ -21,7 +23,8 @@ _CONDITION = re.compile(
 )
 _QUOTED = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''
 _COMMA = re.compile(rf"({_QUOTED})|(,)")
-_AND = re.compile(rf"({_QUOTED})|(\s+and\s+)")
+    right = json.dumps(value) if re.search(r"\sand\s", f" {value} ") else value.strip()
+    return f"{left}{sign}{right}"
 
 
 def parse(text: str) -> Filter:
@@ -80,6 +83,28 @@ def parse_all(text: str) -> tuple[Filter, ...]:
         2
     """
     return tuple(parse(part) for part in _split(_AND, text)) if text.strip() else ()
+
+
+def written(name: str, sign: str, value: str, kind: str = "param") -> str:
+    """The text of one condition, which :func:`parse` reads, with quotes where they are needed.
+
+    Args:
+        name: of a parameter or an attribute; the objective's number for ``value``; unused for ``number``.
+        value: as a person writes it.
+        kind: ``"param"``, ``"attr"``, ``"value"`` or ``"number"``.
+
+    Example:
+        >>> written("lr", "<", "0.1"), written("a b", "=", "this and that", "attr")
+        ('lr<0.1', 'attr:"a b"="this and that"')
+    """
+    if kind == "number":
+        left = "number"
+    elif kind == "value":
+        left = "value" if name in ("", "0") else f"value:{name}"
+    else:
+        plain = _PLAIN_NAME.fullmatch(name) and name not in ("value", "number", "and")
+        left = name if plain and kind == "param" else f"{kind}:{name if plain else json.dumps(name)}"
+    return f"{left}{sign}{json.dumps(value) if re.search(r'\sand\s', f' {value} ') else value.strip()}"
 
 
 def _bad(text: str, why: str) -> Refused:

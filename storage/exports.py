@@ -24,6 +24,8 @@ from storage import tables
 from storage.clock import to_utc
 from storage.database import Database
 from storage.errors import UnknownStudy
+from storage.filters import Filter
+from storage.pages import all_ids
 from storage.rows import CHUNK, read_trials
 from storage.studies import StudyRecord, find
 from storage.tables import optuna_tables
@@ -35,29 +37,44 @@ FORMATS = ("csv", "json")
 _FIXED = ("number", "state", "start", "complete", "seconds", "attempts", "reason")
 
 
-def export(database: Database, name: str, form: str) -> Iterator[str]:
+def export(
+    database: Database,
+    name: str,
+    form: str,
+    *,
+    states: Sequence[str] = (),
+    where: Sequence[Filter] = (),
+    sort: str = "number",
+    descending: bool = False,
+) -> Iterator[str]:
     """The parts of the file's text, in order.
 
     Args:
         form: one of :data:`FORMATS`.
+        states, where, sort, descending: which trials, and in what order, as for
+            :func:`storage.reads.trials`.
 
     Raises:
         UnknownStudy: there is no study of that name.
+        Refused: there is no such order.
     """
     record = find(database, name)
     if record is None:
         raise UnknownStudy(f"there is no study {name!r} in {database}")
     with database.errors(), database.read() as connection:
-        yield from (_csv if form == "csv" else _json)(connection, record)
+        ids = all_ids(
+            connection, record.study_id, states=states, where=where, sort=sort, descending=descending
+        )
+        yield from (_csv if form == "csv" else _json)(connection, record, ids)
 
 
-def _csv(connection: Connection, record: StudyRecord) -> Iterator[str]:
+def _csv(connection: Connection, record: StudyRecord, ids: Sequence[int]) -> Iterator[str]:
     values = [f"value_{k}" if len(record.directions) > 1 else "value" for k in range(len(record.directions))]
     params = _names(connection, record, "trial_params", "param_name")
     attrs = _names(connection, record, "trial_user_attributes", "key")
     heads = [*_FIXED, *values, *(f"params_{one}" for one in params), *(f"user_attrs_{one}" for one in attrs)]
     yield _line(heads)
-    for trial, (attempts, reason) in _trials(connection, record):
+    for trial, (attempts, reason) in _trials(connection, record, ids, reports=False):
         times = (_time(trial.datetime_start), _time(trial.datetime_complete), _seconds(trial))
         numbers = [*(trial.values or ()), *([None] * len(values))][: len(values)]
         cells = [trial.number, trial.state.name, *times, attempts, reason, *numbers]
@@ -66,7 +83,7 @@ def _csv(connection: Connection, record: StudyRecord) -> Iterator[str]:
         yield _line(cells)
 
 
-def _json(connection: Connection, record: StudyRecord) -> Iterator[str]:
+def _json(connection: Connection, record: StudyRecord, ids: Sequence[int]) -> Iterator[str]:
     study = {
         "name": record.name,
         "directions": record.directions,
@@ -77,7 +94,7 @@ def _json(connection: Connection, record: StudyRecord) -> Iterator[str]:
     }
     yield f'{{"study": {_dumped(study)},\n"trials": ['
     between = "\n"
-    for trial, (attempts, reason) in _trials(connection, record):
+    for trial, (attempts, reason) in _trials(connection, record, ids, reports=True):
         shown = {
             "number": trial.number,
             "state": trial.state.name,
@@ -105,17 +122,17 @@ def _json(connection: Connection, record: StudyRecord) -> Iterator[str]:
 
 
 def _trials(
-    connection: Connection, record: StudyRecord
+    connection: Connection, record: StudyRecord, ids: Sequence[int], *, reports: bool
 ) -> Iterator[tuple[FrozenTrial, tuple[int, str | None]]]:
-    """Each trial with the number of its attempts and the reason of the last."""
-    trials = optuna_tables["trials"]
-    query = sa.select(trials.c.trial_id).where(trials.c.study_id == record.study_id).order_by(trials.c.number)
-    ids = list(connection.execute(query).scalars())
+    """Each trial, in the order of the ids, with the number of its attempts and the reason of the last."""
     for start in range(0, len(ids), CHUNK):
         chosen = ids[start : start + CHUNK]
         ended = _endings(connection, record, chosen)
-        for trial in read_trials(connection, record.study_id, chosen):
-            yield trial, ended.get(trial._trial_id, (0, None))
+        read = read_trials(connection, record.study_id, chosen, reports=reports)
+        found = {trial._trial_id: trial for trial in read}
+        for trial_id in chosen:
+            if trial_id in found:
+                yield found[trial_id], ended.get(trial_id, (0, None))
 
 
 def _endings(

@@ -22,7 +22,7 @@ from storage.limits import check_key
 from storage.rows import distribution
 from storage.tables import optuna_tables
 
-__all__ = ["SORTS", "check_sort", "page_ids"]
+__all__ = ["SORTS", "all_ids", "check_sort", "page_ids"]
 
 SORTS = ("number", "state", "value", "duration", "started", "completed", "last_step", "last_value")
 """Names to sort by, beside ``value:K``, ``param:NAME`` and ``attr:NAME``."""
@@ -48,11 +48,39 @@ def page_ids(
     size: int,
 ) -> tuple[list[int], int]:
     """The ids of a page's trials in their order, and how many trials match in all."""
+    wanted = _wanted(connection, study_id, states, where)
+    count = sa.select(sa.func.count()).select_from(_TRIALS).where(*wanted)
+    query = _ordered(connection, study_id, wanted, sort, descending)
+    query = query.limit(size).offset(min((max(1, page) - 1) * size, _LAST_NUMBER))
+    return list(connection.scalars(query)), connection.execute(count).scalar_one()
+
+
+def all_ids(
+    connection: Connection,
+    study_id: int,
+    *,
+    states: Sequence[str] = (),
+    where: Sequence[Filter] = (),
+    sort: str = "number",
+    descending: bool = False,
+) -> list[int]:
+    """The ids of all trials that match, in their order."""
+    wanted = _wanted(connection, study_id, states, where)
+    return list(connection.scalars(_ordered(connection, study_id, wanted, sort, descending)))
+
+
+def _wanted(
+    connection: Connection, study_id: int, states: Sequence[str], where: Sequence[Filter]
+) -> list[Column]:
     wanted: list[Column] = [_TRIALS.c.study_id == study_id]
     if states:
         wanted.append(_TRIALS.c.state.in_([TrialState[state] for state in states]))
-    wanted += [_condition(connection, study_id, one) for one in where]
-    count = sa.select(sa.func.count()).select_from(_TRIALS).where(*wanted)
+    return [*wanted, *(_condition(connection, study_id, one) for one in where)]
+
+
+def _ordered(
+    connection: Connection, study_id: int, wanted: Sequence[Column], sort: str, descending: bool
+) -> sa.Select[Any]:
     query = sa.select(_TRIALS.c.trial_id).where(*wanted)
     order = _order(connection, study_id, check_sort(sort))
     if order.table is not None:
@@ -62,9 +90,7 @@ def page_ids(
     # Numbers grow with the ids, by which SQLite's index on the study is sorted. PostgreSQL would walk
     # the ids of all studies.
     keys = [_TRIALS.c.trial_id] if is_sqlite(connection) else [_TRIALS.c.number, _TRIALS.c.trial_id]
-    query = query.order_by(*(key.desc() if descending else key.asc() for key in keys))
-    query = query.limit(size).offset(min((max(1, page) - 1) * size, _LAST_NUMBER))
-    return list(connection.execute(query).scalars()), connection.execute(count).scalar_one()
+    return query.order_by(*(key.desc() if descending else key.asc() for key in keys))
 
 
 def check_sort(text: str) -> tuple[str, str]:

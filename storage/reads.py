@@ -22,6 +22,7 @@ from storage.changes import Changes, Cursor, look
 from storage.curves import curves_of
 from storage.filters import Filter
 from storage.pages import page_ids
+from storage.ranges import ranges_of
 from storage.selects import TRIALS, VALUES
 from storage.tables import optuna_tables
 from storage.views import (
@@ -186,10 +187,21 @@ def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
                 "checkpoint_parts": tuple(selects.checkpoint_parts(connection, uid, trial_id)),
                 "event_rows": tuple(selects.event_rows(connection, uid, trial_id, 200)),
             }
-        curve = tuple(curves_of(connection, [trial_id]).get(trial_id, ()))
         return TrialDetail(
-            **row.__dict__, user_attrs=attrs["user"], constraints=constraints, curve=curve, **ours
+            **row.__dict__,
+            ranges=ranges_of(connection, [trial_id]),
+            retry_of=_retry_of(attrs["system"]),
+            user_attrs=attrs["user"],
+            constraints=constraints,
+            curve=tuple(curves_of(connection, [trial_id]).get(trial_id, ())),
+            **ours,
         )
+
+
+def _retry_of(system_attrs: Mapping[str, Any]) -> int | None:
+    """The number that a retry of ours, or of Optuna's callback, keeps of the trial before it."""
+    found = system_attrs.get("tuner:retry_of", system_attrs.get("failed_trial"))
+    return found if isinstance(found, int) else None
 
 
 def checkpoints(engine: Engine, name: str, number: int) -> list[CheckpointPart]:

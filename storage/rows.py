@@ -30,18 +30,21 @@ def distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def read_trials(connection: Connection, study_id: int, ids: Sequence[int] | None = None) -> list[FrozenTrial]:
+def read_trials(
+    connection: Connection, study_id: int, ids: Sequence[int] | None = None, *, reports: bool = True
+) -> list[FrozenTrial]:
     """The trials of a study in order of number; with ``ids`` only those that still exist.
 
     Args:
         ids: trial ids, or None for all trials of the study.
+        reports: False leaves them out, which are most of what there is.
     """
     with _no_collection():
         if ids is None:
-            return _read(connection, study_id, None)
+            return _read(connection, study_id, None, reports)
         found: list[FrozenTrial] = []
         for start in range(0, len(ids), CHUNK):
-            found += _read(connection, study_id, list(ids[start : start + CHUNK]))
+            found += _read(connection, study_id, list(ids[start : start + CHUNK]), reports)
         return sorted(found, key=lambda trial: trial.number)
 
 
@@ -57,7 +60,9 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read(connection: Connection, study_id: int, ids: list[int] | None) -> list[FrozenTrial]:
+def _read(
+    connection: Connection, study_id: int, ids: list[int] | None, with_reports: bool
+) -> list[FrozenTrial]:
     found = _bare_trials(connection, study_id, ids)
     chosen = (
         f"SELECT trial_id FROM trials WHERE study_id = {study_id:d}"  # noqa: S608 - numbers
@@ -85,12 +90,12 @@ def _read(connection: Connection, study_id: int, ids: list[int] | None) -> list[
     for trial_id, numbers in values.items():
         found[trial_id]._values = numbers
     reports = {trial_id: trial.intermediate_values for trial_id, trial in found.items()}
-    for trial_id, step, value, kind in rows(
-        "trial_intermediate_values",
-        "step, intermediate_value, intermediate_value_type",
-        "trial_intermediate_value_id",
-    ):
-        reports[trial_id][step] = value if kind == "FINITE" else unstored(value, kind)
+    columns = "step, intermediate_value, intermediate_value_type"
+    if with_reports:
+        for trial_id, step, value, kind in rows(
+            "trial_intermediate_values", columns, "trial_intermediate_value_id"
+        ):
+            reports[trial_id][step] = value if kind == "FINITE" else unstored(value, kind)
     for trial_id, key, text in rows("trial_user_attributes", "key, value_json", "trial_user_attribute_id"):
         found[trial_id]._user_attrs[key] = json.loads(text)
     for trial_id, key, text in rows(

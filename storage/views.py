@@ -14,6 +14,7 @@ __all__ = [
     "CurvePoint",
     "EventRow",
     "FailureRow",
+    "ParamRange",
     "StudyDetail",
     "StudyRow",
     "TrialDetail",
@@ -157,15 +158,30 @@ class EventRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParamRange:
+    """What a parameter is drawn from: one of ``choices``, else a number from ``low`` to ``high``."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialDetail(TrialRow):
     """A trial on its own page.
 
     Attributes:
+        ranges: of the parameters, by name.
+        retry_of: number of the trial that this one tries again, or None.
         curve: reports of the effective series, by step.
         superseded: reports that a later attempt replaced: (attempt, step, value).
         metrics: further metrics by name.
     """
 
+    ranges: Mapping[str, ParamRange] = field(default_factory=dict)
+    retry_of: int | None = None
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
     constraints: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()

@@ -7,7 +7,6 @@ seed, trial number, parameter), so a resumed study repeats no draw and a rerun r
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 import storage
 from storage import HeldStudy
 from storage.writes import AddEvent, AddMetric, EndAttempt
-from tuner import frozen, samplers
+from tuner import frozen, pruning, samplers
 from tuner.assignment import Draw
 from tuner.errors import BadInput
 from tuner.messages import Constraint, Log, Message, Param, Report, Unanswered, UserAttr
@@ -152,10 +151,12 @@ class DrivenStudy(optuna.Study):
         if not self.pruner.prune(self, trial):
             return False
         step = trial.last_step
+        trial = self.held.image.trial(trial_id)  # with the rung that the pruner has just noted
         inputs = {
             "pruner": type(self.pruner).__name__,
+            **pruning.compared(self.pruner, optuna.pruners._filter_study(self, trial), trial),
             "step": step,
-            "value": None if step is None else _plain(trial.intermediate_values[step]),
+            "value": None if step is None else pruning.plain(trial.intermediate_values[step]),
             "seq": len(trial.intermediate_values),
             "finished": sum(count for state, count in self.held.image.counts.items() if state.is_finished()),
         }
@@ -211,10 +212,6 @@ class DrivenStudy(optuna.Study):
 
     def _reseed(self, number: int, *labels: str) -> None:
         samplers.reseed(self.sampler, derived_seed(self.seed, number, *labels))
-
-
-def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
 
 
 def check_space(space: Any) -> Space:
