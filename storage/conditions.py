@@ -23,8 +23,7 @@ _CONDITION = re.compile(
 )
 _QUOTED = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''
 _COMMA = re.compile(rf"({_QUOTED})|(,)")
-    right = json.dumps(value) if re.search(r"\sand\s", f" {value} ") else value.strip()
-    return f"{left}{sign}{right}"
+_AND = re.compile(rf"({_QUOTED})|(\s+and\s+)")
 
 
 def parse(text: str) -> Filter:
@@ -104,7 +103,8 @@ def written(name: str, sign: str, value: str, kind: str = "param") -> str:
     else:
         plain = _PLAIN_NAME.fullmatch(name) and name not in ("value", "number", "and")
         left = name if plain and kind == "param" else f"{kind}:{name if plain else json.dumps(name)}"
-    return f"{left}{sign}{json.dumps(value) if re.search(r'\sand\s', f' {value} ') else value.strip()}"
+    right = json.dumps(value) if re.search(r"\sand\s", f" {value} ") else value.strip()
+    return f"{left}{sign}{right}"
 
 
 def _bad(text: str, why: str) -> Refused:

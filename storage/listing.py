@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy.engine import Engine
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
 
 from storage import selects
 from storage.changes import Cursor, look
 from storage.curves import curves_of
+from storage.expressions import among
 from storage.filters import Filter
 from storage.pages import page_ids
+from storage.tables import optuna_tables
 from storage.views import CurvePoint, TrialRow
 
 __all__ = ["POINTS", "Listing", "listing", "thinned"]
@@ -29,6 +34,7 @@ class Listing:
         total: how many trials match, on all pages.
         page, pages: which page this is, from 1, and how many there are.
         curves: finite reports by number, at most :data:`POINTS` of each.
+        attrs: user attributes by number.
         cursor: for :func:`storage.reads.changes`; None where there is no such study.
     """
 
@@ -37,6 +43,7 @@ class Listing:
     page: int = 1
     pages: int = 1
     curves: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    attrs: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     cursor: Cursor | None = None
 
 
@@ -89,8 +96,19 @@ def listing(
             page=page,
             pages=pages,
             curves={row.number: _values(curves[row.trial_id]) for row in rows},
+            attrs=_attrs(connection, {row.trial_id: row.number for row in rows}),
             cursor=look(connection, name, None, 0).cursor,
         )
+
+
+def _attrs(connection: Connection, numbers: Mapping[int, int]) -> dict[int, dict[str, Any]]:
+    table = optuna_tables["trial_user_attributes"]
+    query = sa.select(table.c.trial_id, table.c.key, table.c.value_json)
+    query = query.where(among(connection, table.c.trial_id, numbers))
+    found: dict[int, dict[str, Any]] = {number: {} for number in numbers.values()}
+    for trial_id, key, text in connection.execute(query.order_by(table.c.trial_user_attribute_id)):
+        found[numbers[trial_id]][key] = json.loads(text)
+    return found
 
 
 def thinned(curve: Sequence[CurvePoint], most: int) -> list[CurvePoint]:

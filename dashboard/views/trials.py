@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import pandas as pd
 import streamlit as st
 
-from dashboard import data, links
+from dashboard import data, links, live, trial_filters, trial_table
 from dashboard.page import asked_study
-from dashboard.theme import STATES, duration, escape, number, params_text
-from storage import StorageError, reads
+from dashboard.theme import escape
+from dashboard.trial_filters import Wanted
+from storage import Database, StorageError, exports, reads
+from storage.changes import Cursor
 from storage.conditions import parse_all
-from storage.views import StudyDetail, TrialPage, TrialRow
+from storage.filters import Filter
+from storage.listing import Listing, listing
+from storage.ranges import names
+from storage.views import StudyDetail
 
-__all__ = ["show"]
+__all__ = ["csv_of", "show"]
 
 _PAGE = 50
-_SORTS = ("number", "value", "duration", "state", "last_step")
 
 
 def show() -> None:
@@ -28,128 +31,113 @@ def show() -> None:
 
 
 def _trials(study: StudyDetail) -> None:
-    name, params = study.name, list(study.best_params)
-    asked = [state for state in links.asked("state").upper().split(",") if state in STATES]
-    left, middle, right = st.columns([3, 2, 1], vertical_alignment="bottom")
-    states = left.pills("State", list(STATES), selection_mode="multi", default=asked, format_func=str.lower)
-    sort_asked = links.asked("sort", "number")
-    options = [*_SORTS, *(f"param:{param}" for param in params)]
-    if sort_asked not in options and sort_asked.startswith(("attr:", "param:", "value:")):
-        options.append(sort_asked)
-    at = options.index(sort_asked) if sort_asked in options else 0
-    sort = middle.selectbox("Sort by", options, index=at)
-    descending = right.toggle("descending", value=links.asked("order") != "asc")
-    conditions = st.text_input(
-        "Conditions", links.asked("where"), placeholder="lr<0.1 and optimizer=adam and value>0.9"
-    ).strip()
-    page_asked = max(1, links.asked_number("page", 1) or 1)
+    wanted = trial_filters.asked(study)
     try:
-        found, page_asked = _found(name, page_asked, states, sort, descending, conditions)
+        where = parse_all(wanted.where)
+        found = data.read(
+            listing,
+            study.name,
+            page=wanted.page,
+            size=_PAGE,
+            states=wanted.states,
+            where=where,
+            sort=wanted.sort,
+            descending=wanted.descending,
+        )
     except StorageError as error:
         st.error(escape(str(error)))
         return
-    pages = max(1, (found.total - 1) // _PAGE + 1)
-    links.update(
-        {
-            "state": ",".join(states),
-            "where": conditions,
-            "sort": sort if sort != "number" else None,
-            "order": None if descending else "asc",
-            "page": page_asked if page_asked > 1 else None,
-        }
-    )
+    links.update({"page": found.page if found.page > 1 else None})
+    st.session_state["trials left"] = {key: links.asked(key) for key in st.query_params}
+    if found.cursor is not None:
+        _pulse(study.name, found.cursor)
     if not found.rows:
-        st.caption("No trial is like this." if states or conditions else "No trial yet.")
+        _say_nothing(wanted)
         return
-    _table(name, found.rows)
-    _pager(found.total, page_asked, pages)
+    chosen = trial_table.choose(study.name, found, data.read(names, study.name))
+    if chosen is not None:
+        st.switch_page("views/trial.py", query_params={"study": study.name, "n": str(chosen)})
+    _foot(study.name, wanted, where, found)
 
 
-def _found(
-    name: str, page: int, states: Sequence[str], sort: str, descending: bool, conditions: str
-) -> tuple[TrialPage, int]:
-    """The page that was asked for, or the last one, and its number."""
-    where = parse_all(conditions)
+@live.refreshed
+def _pulse(name: str, cursor: Cursor) -> None:
+    """What changed since the table was read. The table itself never moves under a person's hand."""
+    changes = data.read(reads.changes, name, cursor)
+    count = len(changes.trials)
+    if not changes.anew and not count:
+        return
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        what = "The study has" if changes.anew else "1 trial has" if count == 1 else f"{count} trials have"
+        st.markdown(f":blue-badge[{what} changed since this table was read]")
+        if st.button("Refresh", key="refresh trials"):
+            st.rerun(scope="app")
 
-    def read(asked: int) -> TrialPage:
-        return data.read(
-            reads.trials,
-            name,
-            page=asked,
-            size=_PAGE,
-            states=tuple(states),
-            where=where,
-            sort=sort,
-            descending=descending,
+
+def _say_nothing(wanted: Wanted) -> None:
+    if wanted.states or wanted.where:
+        st.info("No trial is like this. Clear the filters to see all of them.")
+    else:
+        st.info("This study has no trial yet. They are listed here as soon as a run starts them.")
+
+
+def _foot(name: str, wanted: Wanted, where: Sequence[Filter], found: Listing) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        count = "1 trial" if found.total == 1 else f"{found.total} trials"
+        if found.pages == 1:
+            st.caption(f"{count}. Click on one to open it.", width="content")
+        else:
+            st.caption(
+                f"page {found.page} of {found.pages}, {count}. Click on one to open it.", width="content"
+            )
+        st.space("stretch")
+        if found.pages > 1:
+            turns = {
+                "first": 1,
+                "← previous": found.page - 1,
+                "next →": found.page + 1,
+                "last": found.pages,
+            }
+            for label, page in turns.items():
+                idle = not 1 <= page <= found.pages or page == found.page
+                st.button(label, disabled=idle, on_click=_turn, args=(page,))
+        st.download_button(
+            f"CSV of {count}",
+            data=csv_of(data.database(), name, wanted, where),
+            file_name=f"{_file_name(name)}.csv",
+            mime="text/csv",
+            on_click="ignore",
+            help="All pages, as filtered and sorted here. A text that a spreadsheet would run gets an "
+            "apostrophe.",
         )
 
-    found = read(page)
-    pages = max(1, (found.total - 1) // _PAGE + 1)
-    return (found, page) if page <= pages else (read(pages), pages)
+
+def csv_of(database: Database, name: str, wanted: Wanted, where: Sequence[Filter]) -> Callable[[], bytes]:
+    """What makes the file once it is asked for: all trials that match, not only the page."""
+
+    def made() -> bytes:
+        parts = exports.export(
+            database,
+            name,
+            "csv",
+            states=wanted.states,
+            where=where,
+            sort=wanted.sort,
+            descending=wanted.descending,
+        )
+        return "".join(parts).encode()
+
+    return made
 
 
-def _table(name: str, rows: tuple[TrialRow, ...]) -> None:
-    frame = pd.DataFrame(
-        [
-            {
-                "Trial": row.number,
-                "State": [row.state.lower()],
-                "Value": ", ".join(number(value) for value in row.values),
-                "Last report": ""
-                if row.last_step is None
-                else f"{number(row.last_value)} at {row.last_step}",
-                "Duration": duration(row.duration),
-                "Attempts": row.attempts,
-                "Reason": _why(row),
-                "Parameters": params_text(row.params),
-                "Message": row.message,
-            }
-            for row in rows
-        ]
+def _file_name(name: str) -> str:
+    return (
+        "".join(char if char.isalnum() or char in "-_." else "_" for char in name[:80]).strip(".") or "trials"
     )
-    shown = [row.number for row in rows]
-    event = st.dataframe(
-        frame,
-        hide_index=True,
-        width="stretch",
-        height=min(36 * (len(rows) + 1), 560),
-        column_config={
-            "State": st.column_config.MultiselectColumn(
-                "State",
-                options=[state.lower() for state in STATES],
-                color=[colour for colour, _ in STATES.values()],
-            )
-        },
-        on_select="rerun",
-        selection_mode="single-row",
-        # the key holds the ids: a refresh that moves rows drops the selection instead of moving it
-        key=f"trials-{hash((name, tuple(shown)))}",
-    )
-    chosen = event["selection"]["rows"]
-    if chosen and chosen[0] < len(shown):
-        st.switch_page("views/trial.py", query_params={"study": name, "n": str(shown[chosen[0]])})
-    st.caption("Select a row to see the trial.")
 
 
-def _why(row: TrialRow) -> str:
-    """What the state does not say: why it failed, or that it waits for its next attempt."""
-    if row.live:
-        return f"{row.live}, after {row.reason}" if row.reason else row.live
-    return "" if row.reason == row.state.lower() else row.reason
-
-
-def _pager(total: int, page: int, pages: int) -> None:
-    if pages == 1:
-        st.caption(f"{total} trials")
-        return
-    back, text, forth = st.columns([1, 3, 1], vertical_alignment="center")
-    if back.button("← previous", disabled=page <= 1, width="stretch"):
-        links.update({"page": page - 1 if page > 2 else None})
-        st.rerun()
-    text.caption(f"page {page} of {pages}, {total} trials")
-    if forth.button("next →", disabled=page >= pages, width="stretch"):
-        links.update({"page": page + 1})
-        st.rerun()
+def _turn(page: int) -> None:
+    links.update({"page": page if page > 1 else None})
 
 
 if __name__ == "__main__":
