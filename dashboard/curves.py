@@ -43,7 +43,7 @@ def curve_chart(
         "color": alt.Color(
             "line:N",
             scale=alt.Scale(domain=names, range=[colours[name] for name in names]),
-            legend=alt.Legend(orient="bottom", title=None, columns=2, labelLimit=260)
+            legend=alt.Legend(orient="bottom", title=None, columns=2, labelLimit=260, symbolType="stroke")
             if len(names) > 1
             else None,
         ),

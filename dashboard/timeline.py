@@ -47,6 +47,18 @@ def _finished(detail: Detail) -> str:
     return f"ended as {str(detail.get('state', '')).lower()} ({detail.get('reason')}){message}"
 
 
+def _enqueued(detail: Detail) -> str:
+    before = detail.get("retry_of", detail.get("again_of"))
+    of = "" if before is None else f" as trial {before} again"
+    return f"enqueued{of}" + (f" by {detail['author']}" if detail.get("author") else "")
+
+
+def _retry_of(detail: Detail) -> str:
+    step = detail.get("step")
+    start = "" if step is None else f", from its checkpoint of step {step}"
+    return f"tries trial {detail.get('of')} again{start}"
+
+
 def _retry(detail: Detail) -> str:
     step = detail.get("from_step", -1)
     start = "from nothing" if step is None or step < 0 else f"from the checkpoint of step {step}"
@@ -64,7 +76,9 @@ def _should_prune(detail: Detail) -> str:
 _WORDS: Mapping[str, Callable[[Detail], str]] = {
     "started": _started,
     "finished": _finished,
+    "enqueued": _enqueued,
     "retry": _retry,
+    "retry_of": _retry_of,
     "should_prune": _should_prune,
     "should_prune_unanswered": lambda detail: "should_prune was answered False: no driver was there",
     "finished_elsewhere": lambda detail: "another program told this trial first",

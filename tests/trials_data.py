@@ -27,9 +27,12 @@ def objective(trial: Any) -> float:
     trial.suggest_float("lr", 1e-5, 1e-1, log=True)
     trial.suggest_categorical("optimizer", ["adam", "sgd", None])
     trial.set_user_attr("note", f"=trial {trial.number}")
-    trial.set_constraint("size", trial.number - 5.0)
+    if trial.attempt == 1:  # a retry has what was set before its checkpoint
+        trial.set_constraint("size", trial.number - 5.0)
     trial.log({"train/loss": 1.0}, 0)
-    for step in range(4):
+    saved = trial.load_checkpoint()
+    value = 0.0
+    for step in range(saved.step + 1 if saved else 0, 4):
         value = 1.0 / (step + 1) + (2.0 if trial.number == 3 else -trial.number / 100)
         if trial.number == 7:
             value = [0.1, math.inf, 0.05, 0.04][step]

@@ -92,7 +92,8 @@ def _state(study: StudyDetail, trial: TrialDetail) -> None:
     )
     if trial.state == "FAIL" or trial.live:
         if trial.reason:
-            st.markdown(f"**Why:** {escape(trial.reason)}")
+            why = "Why" if trial.state == "FAIL" else "The attempt before"
+            st.markdown(f"**{why}:** {escape(trial.reason)}")
         if trial.message:
             st.text(shortened(trial.message, _TEXT))
     said = pruning.sentence(trial)
@@ -126,7 +127,8 @@ def _curve(study: StudyDetail, trial: TrialDetail) -> None:
         name = f"attempt {attempt}, superseded"
         lines[name] = [(step, value) for one, step, value in trial.superseded if one == attempt]
         colours[name] = "#c98a6b"
-    st.altair_chart(curves.curve_chart(lines, colours), width="stretch")
+    said = f"Reports of trial {trial.number} by step, beside {', '.join(list(lines)[1:]) or 'no other'}"
+    st.altair_chart(curves.curve_chart(lines, colours), width="stretch", alt=said)
     newest = f"Newest report: {number(trial.last_value)} at step {trial.last_step}. " if trial.curve else ""
     st.caption(escape(f"{newest}{curves.not_finite(trial.curve)}"))
 
