@@ -134,6 +134,16 @@ def test_a_retry_and_an_objective_that_prunes_itself_are_told(storage: str, fill
     database.dispose()
 
 
+def test_the_trial_before_and_after_are_a_click_away(storage: str) -> None:
+    test = page("trial", study="states", n="8")
+    [following] = [button for button in test.button if button.label == "next →"]
+    following.click().run()
+    assert test.query_params["n"] == "9"
+    assert "Trial 9" in texts(test)
+    [following] = [button for button in test.button if button.label == "next →"]
+    assert following.disabled
+
+
 def test_differences_name_what_changed_in_depth() -> None:
     assert differences({"a": {"b": 1, "c": 2}, "d": None}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
         {"what": "a.c", "before": "2", "now": "3"},

@@ -49,8 +49,9 @@ def _head(study: StudyDetail, trial: TrialDetail) -> None:
         st.page_link("views/trials.py", label="↑ trials", query_params=back)
         st.space("stretch")
         for label, other in (("← previous", trial.number - 1), ("next →", trial.number + 1)):
-            query = {"study": study.name, "n": str(other)}
-            st.page_link("views/trial.py", label=label, query_params=query, disabled=not 0 <= other <= last)
+            # buttons: a link to the page that is open leaves the browser's address as it was
+            idle = not 0 <= other <= last
+            st.button(label, type="tertiary", disabled=idle, on_click=links.update, args=({"n": other},))
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.subheader(f"Trial {trial.number}", width="content")
         if trial.retry_of is not None:
