@@ -28,7 +28,7 @@ Config = Mapping[str, Any]
 
 
 def choose(name: str, found: Listing, known: Names) -> int | None:
-    """Show the trials; the number of the one that was clicked on, or None.
+    """Show the trials; the number of the one whose box was clicked on, or None.
 
     The browser answers with a position. The element's key is made of the study and the numbers
     shown: when they change, so does the element, and a click on the one before counts for nothing.
@@ -43,12 +43,11 @@ def choose(name: str, found: Listing, known: Names) -> int | None:
         column_config=config,
         placeholder="",
         on_select="rerun",
-        selection_mode=["single-row", "single-cell"],
+        selection_mode="single-row",  # not of cells: a click on a header, which sorts, would select one
         key=f"trials {hashlib.sha256(repr((name, shown)).encode()).hexdigest()}",
         alt=f"{len(shown)} trials, with state, values, curve, time, attempts and parameters",
     )
-    selection: Any = event["selection"]
-    rows = [*selection["rows"], *(cell[0] for cell in selection["cells"])]
+    rows = event["selection"]["rows"]
     return shown[rows[0]] if rows and 0 <= rows[0] < len(shown) else None
 
 

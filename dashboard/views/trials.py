@@ -85,10 +85,11 @@ def _foot(name: str, wanted: Wanted, where: Sequence[Filter], found: Listing) ->
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         count = "1 trial" if found.total == 1 else f"{found.total} trials"
         if found.pages == 1:
-            st.caption(f"{count}. Click on one to open it.", width="content")
+            st.caption(f"{count}. Select a row to see the trial.", width="content")
         else:
             st.caption(
-                f"page {found.page} of {found.pages}, {count}. Click on one to open it.", width="content"
+                f"page {found.page} of {found.pages}, {count}. Select a row to see the trial.",
+                width="content",
             )
         st.space("stretch")
         if found.pages > 1:
