@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
-__all__ = ["asked", "asked_number", "update"]
+__all__ = ["asked", "asked_all", "asked_number", "update"]
 
 
 def asked(key: str, default: str = "") -> str:
@@ -20,11 +20,23 @@ def asked_number(key: str, default: int | None = None) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else default  # fits 32 bits
 
 
-def update(changes: Mapping[str, str | int | None]) -> None:
-    """Write to the address what the page shows now, so that it can be shared; None removes a key."""
+def asked_all(key: str) -> list[str]:
+    """Everything that the address says under ``key``, each once, in order."""
+    texts = (str(text).replace("\0", "") for text in st.query_params.get_all(key))
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def update(changes: Mapping[str, str | int | Sequence[str] | None]) -> None:
+    """Write to the address what the page shows now, so that it can be shared; None removes a key.
+
+    Several texts are written under the key one after the other.
+    """
     for key, value in changes.items():
-        if value is None or value == "":
+        if value is None or value == "" or value == []:
             if key in st.query_params:
                 del st.query_params[key]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            if st.query_params.get_all(key) != list(value):
+                st.query_params[key] = list(value)
         elif st.query_params.get(key) != str(value):
             st.query_params[key] = str(value)
