@@ -30,7 +30,6 @@ from storage.views import (
     CheckpointPart,
     CurvePoint,
     EventRow,
-    FailureRow,
     StudyDetail,
     StudyRow,
     TrialDetail,
@@ -43,7 +42,6 @@ __all__ = [
     "checkpoints",
     "curves",
     "events",
-    "failures",
     "is_empty",
     "running_on",
     "studies",
@@ -290,44 +288,3 @@ def running_on(engine: Engine, name: str, kind: str) -> int:
         there = table.c.provenance.contains(f'"cluster": "{kind}/', autoescape=True)
         query = sa.select(sa.func.count()).where(table.c.study_uid == uid, table.c.state == "running", there)
         return int(connection.execute(query).scalar_one())
-
-
-def failures(engine: Engine, name: str) -> list[FailureRow]:
-    """FAIL trials by the reason and exception of their last attempt, most frequent first."""
-    with selects.view(engine) as connection:
-        study_id, uid = selects.study_ids(connection, name)
-        if not uid or not selects.have_ours(connection):
-            return []
-        table = tables.attempts
-        last = (
-            sa.select(sa.func.max(table.c.attempt_id))
-            .join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
-            .where(
-                table.c.study_uid == uid,
-                TRIALS.c.study_id == study_id,
-                TRIALS.c.state == TrialState.FAIL,
-            )
-            .group_by(table.c.trial_id)
-        )
-        query = (
-            sa.select(
-                table.c.reason,
-                table.c.exception,
-                sa.func.count().label("trials"),
-                sa.func.max(table.c.number).label("newest"),
-                sa.func.max(table.c.message).label("message"),
-            )
-            .where(table.c.attempt_id.in_(last))
-            .group_by(table.c.reason, table.c.exception)
-            .order_by(sa.desc("trials"))
-        )
-        return [
-            FailureRow(
-                reason=row.reason or "",
-                exception=row.exception or "",
-                count=row.trials,
-                newest=row.newest,
-                message=row.message or "",
-            )
-            for row in connection.execute(query)
-        ]

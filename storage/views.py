@@ -13,7 +13,6 @@ __all__ = [
     "CheckpointPart",
     "CurvePoint",
     "EventRow",
-    "FailureRow",
     "ParamRange",
     "StudyDetail",
     "StudyRow",
@@ -200,14 +199,3 @@ class BestPoint:
     completed_at: dt.datetime | None
     value: float
     best: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailureRow:
-    """Failures of one kind: how many trials, and the newest of them."""
-
-    reason: str
-    exception: str
-    count: int
-    newest: int
-    message: str

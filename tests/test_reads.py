@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from storage import Database, reads
+from storage import Database, failures, reads
 from tests.dashboard_data import HOSTILE, fill
 
 
@@ -79,7 +79,7 @@ def test_a_trial_shows_its_attempts_and_what_they_left(engine: Engine) -> None:
     assert list(detail.metrics) == ["train/loss"]
     assert all(part.whole for part in detail.checkpoint_parts)
     assert {"started", "retry", "finished"} <= {event.kind for event in detail.event_rows}
-    (failure,) = reads.failures(engine, "main")
+    (failure,) = failures.of_trials(engine, "main")
     assert (failure.reason, failure.exception, failure.count, failure.newest) == (
         "exception",
         "ValueError",
@@ -111,6 +111,6 @@ def test_a_database_that_only_optuna_wrote_is_read(tmp_path: Path) -> None:
     detail = reads.trial(engine, "plain", 1)
     assert detail is not None
     assert (detail.attempt_rows, detail.params) == ((), study.trials[1].params)
-    assert reads.failures(engine, "plain") == reads.events(engine, "plain") == []
+    assert failures.groups(engine, "plain") == reads.events(engine, "plain") == []
     assert reads.study(engine, "plain") is not None
     engine.dispose()

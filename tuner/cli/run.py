@@ -16,7 +16,7 @@ from tuner.cli.source import command, existing, known_study, reading, suffix
 from tuner.errors import BadInput, TunerError
 
 if TYPE_CHECKING:
-    from storage.views import FailureRow
+    from storage.failures import FailureGroup
     from tuner.snapshot import Progress
 
 __all__ = ["resume", "run"]
@@ -182,12 +182,12 @@ def _driving(
 
 def _conclude(ctx: click.Context, name: str, storage: str | None) -> None:
     """Say what came out; exit 1 where the run did not reach what was asked."""
-    from storage import reads
+    from storage.failures import of_trials
     from tuner.progress import number_text, params_text
 
     with reading(storage) as database:
         study = known_study(database, name)
-        failures = reads.failures(database.engine, name)
+        failures = of_trials(database.engine, name)
     states = study.states
     named = {"FAIL": "failed", "RUNNING": "unfinished"}
     counts = ", ".join(f"{states[state]} {named.get(state, state.lower())}" for state in sorted(states))
@@ -206,7 +206,7 @@ def _conclude(ctx: click.Context, name: str, storage: str | None) -> None:
         raise _unreached(f"no trial of study {name!r} completed{_newest(failures)}")
 
 
-def _newest(failures: Sequence[FailureRow]) -> str:
+def _newest(failures: Sequence[FailureGroup]) -> str:
     """The commonest failure, in its own words."""
     if not failures:
         return ""

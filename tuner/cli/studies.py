@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["status", "studies"]
 
 WATCH_EVERY = 1.0  # seconds
+_KINDS = 10  # of failures, each in a line
 _STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 
 
@@ -122,11 +123,11 @@ def _running(database: Database, study: StudyDetail) -> tuple[TrialRow, ...]:
 
 
 def _print_json(database: Database, name: str, *, indent: int | None) -> None:
-    from storage import reads
+    from storage.failures import of_trials
     from tuner.cli.printing import print_json
 
     study = known_study(database, name)
-    failures = reads.failures(database.engine, name)
+    failures = of_trials(database.engine, name)
     value: dict[str, Any] = {**plain(study), "running": _running(database, study), "failures": failures}
     print_json(value, indent=indent)
 
@@ -144,6 +145,7 @@ def _lines(database: Database, study: StudyDetail) -> list[Text]:
     from rich.text import Text
 
     from storage import reads
+    from storage.failures import of_trials
     from tuner.progress import number_text, params_text, sparkline
 
     states = study.states
@@ -174,10 +176,13 @@ def _lines(database: Database, study: StudyDetail) -> list[Text]:
         again = f"  attempt {row.attempts}" if row.attempts > 1 else ""
         foreign = "" if row.attempts else "  (of another program)"
         lines.append(Text(f"  #{row.number:<6} {what:<9} {curve:<16} {said}{again}{foreign}"))
-    for failure in reads.failures(database.engine, study.name):
+    failures = of_trials(database.engine, study.name)
+    for failure in failures[:_KINDS]:
         named = failure.exception and not failure.message.startswith(failure.exception)
         head = f"{failure.count} x {failure.reason}{f' {failure.exception}' if named else ''}"
         lines.append(
             Text(f"  failed   {head}: {failure.message.splitlines()[0] if failure.message else ''}", "red")
         )
+    if len(failures) > _KINDS:
+        lines.append(Text(f"  failed   {len(failures) - _KINDS} further kinds", "red"))
     return lines
