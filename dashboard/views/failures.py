@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib.util
 from typing import Literal
 
 import streamlit as st
@@ -34,7 +35,7 @@ def show() -> None:
     with left:
         _list(study.name, chosen.key)
     with right:
-        _detail(study.name, chosen)
+        _detail(study, chosen)
     contrast.section(study.name, chosen, choice=len(groups) > 1)
 
 
@@ -136,7 +137,7 @@ def _absolute(moment: dt.datetime) -> str:
 # ---------------------------------------------------------------------- one group
 
 
-def _detail(study: str, group: FailureGroup) -> None:
+def _detail(study: StudyDetail, group: FailureGroup) -> None:
     st.subheader(escape(shortened(_title(group), 80)), anchor=False)
     st.markdown(f":red-badge[{escape(group.reason or 'no reason known')}] {_counts(group)}")
     if not group.reason:
@@ -149,12 +150,12 @@ def _detail(study: str, group: FailureGroup) -> None:
         help=_moments(group),
     )
     _places(group)
-    _links(study, "Failed", group.numbers)
-    _links(study, "Tried again", group.retried)
+    _links(study.name, "Failed", group.numbers)
+    _links(study.name, "Tried again", group.retried)
     _act(study, group)
     if not group.attempt:
         return
-    found = data.read(failures.attempt, study, group.newest, group.attempt)
+    found = data.read(failures.attempt, study.name, group.newest, group.attempt)
     if found is None:
         return
     if found.traceback:
@@ -195,8 +196,10 @@ def _links(study: str, label: str, numbers: tuple[int, ...]) -> None:
                 st.caption(more, width="content")
 
 
-def _act(study: str, group: FailureGroup) -> None:
-    """The place of what acts on the whole group."""
+def _act(study: StudyDetail, group: FailureGroup) -> None:
+    """What acts on the whole group, where this dashboard can act."""
+    if group.numbers and importlib.util.find_spec("dashboard.actions"):
+        importlib.import_module("dashboard.actions").retry_all(study, group.numbers, key=group.key)
 
 
 if __name__ == "__main__":
