@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, driver, links
+from dashboard import data, links
 from dashboard.theme import STATES, ago, duration, shortened
 from storage import timeline as timelines
 from storage.timeline import Span, Timeline
@@ -58,8 +58,6 @@ def section(study: StudyDetail) -> None:
     found = data.read(timelines.timeline, study.name, _WINDOWS[window or _USUAL])
     if not found.attempts:
         st.info("No attempt has begun yet. Where and when attempts ran will be drawn here.")
-        if study.owner is None:
-            st.code(driver.resume_command(study), language="shell")
         return
     _use(found)
     if not found.spans:

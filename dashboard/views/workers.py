@@ -101,7 +101,8 @@ def _heartbeat(study: StudyDetail) -> None:
     """Whether the driver lives, and what to do where it does not."""
     if study.owner is None:
         reason = f"Ended: {escape(study.stop_reason)}." if study.stop_reason else "No driver runs."
-        st.caption(f"{reason} Last activity {ago(study.last_activity)}. To go on:")
+        newest = f" Last activity {ago(study.last_activity)}." if study.last_activity else ""
+        st.caption(f"{reason}{newest} To go on:")
         st.code(driver.resume_command(study), language="shell")
         return
     who = escape(owners.shown(study.owner))
