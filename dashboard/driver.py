@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shlex
+from collections.abc import Sequence
+from pathlib import PurePath
 
 from dashboard import data
-from dashboard.theme import ago
+from dashboard.condition import Driver, driver_of
+from dashboard.theme import ago, escape, shortened
 from storage import owner as owners
 from storage.views import StudyRow
 
-__all__ = ["badge", "finished", "resume_command", "storage_option"]
+__all__ = ["badge", "condition", "finished", "now", "owner_text", "resume_command", "storage_option"]
+
+
+def now() -> dt.datetime:
+    """This moment as the database writes it: naive UTC."""
+    return dt.datetime.now(dt.UTC).replace(tzinfo=None)
+
+
+def condition(row: StudyRow) -> Driver:
+    """What is known of a study's driver now."""
+    alive = None if row.owner is None else owners.alive(row.owner)
+    return driver_of(row.owner is not None, alive, row.renewed_at, now())
 
 
 def badge(row: StudyRow) -> str:
-    """A Markdown badge: running, its driver lost, or idle."""
+    """A Markdown badge: running, elsewhere, silent, its driver lost, or idle."""
+    match condition(row):
+        case "none":
+            return ":gray-badge[idle]"
+        case "gone":
+            return ":red-badge[driver lost]"
+        case "silent":
+            return f":red-badge[driver silent, last renewed {ago(row.renewed_at)}]"
+        case "elsewhere":  # its process cannot be seen, its renewals can
+            return f":blue-badge[running elsewhere, renewed {ago(row.renewed_at)}]"
+        case "running":
+            return ":blue-badge[running]"
+
+
+def owner_text(row: StudyRow, arguments: Sequence[str]) -> str:
+    """Who drives a study, for Markdown: host, process, and the user's command; "" for nobody."""
     if row.owner is None:
-        return ":gray-badge[idle]"
-    alive = owners.alive(row.owner)
-    if alive is False:
-        return ":red-badge[driver lost]"
-    if alive is None:  # another host: its process cannot be seen, its renewals can
-        return f":blue-badge[driven elsewhere, renewed {ago(row.renewed_at)}]"
-    return ":blue-badge[running]"
+        return ""
+    who = owners.shown(row.owner)
+    command = shlex.join([PurePath(arguments[0]).name, *arguments[1:]]) if arguments else ""
+    return escape(shortened(f"{who}: {command}" if command else who, 160))
 
 
 def finished(row: StudyRow) -> int:

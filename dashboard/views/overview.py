@@ -1,22 +1,26 @@
-"""A study at a glance: counters, the best so far, and how it is set up."""
+"""A study at a glance: counters, the best so far, what runs now, what matters, and where it comes from."""
 
 from __future__ import annotations
 
-import json
 import shlex
 
-import pandas as pd
 import streamlit as st
 
-from dashboard import charts, data, driver, live
+from dashboard import data, driver, importance, links, live, marks
+from dashboard.condition import is_failing, is_stale
+from dashboard.estimates import elapsed, range_text, remaining
+from dashboard.history import By, history_chart
 from dashboard.page import asked_study
-from dashboard.theme import ago, escape, number
-from storage import reads
+from dashboard.setup import provenance, settings
+from dashboard.theme import duration, escape, number
+from storage import progress
+from storage.health import Health, health
+from storage.progress import Progress, RunningRow
 from storage.views import StudyDetail
 
 __all__ = ["show"]
 
-_COUNTERS = {"Complete": "COMPLETE", "Pruned": "PRUNED", "Failed": "FAIL", "Running": "RUNNING"}
+_DRAWN = "overview drawn at"
 
 
 def show() -> None:
@@ -24,73 +28,167 @@ def show() -> None:
     study = asked_study("Overview")
     if study is None:
         return
+    # here: dashboard.actions.of_study(study), what a person may do to it
+    st.session_state[_DRAWN] = (study.name, driver.finished(study))
     _counters(study.name)
-    _results(study.name)
-    _setup(study)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        _history(study)
+    with right:
+        _best(study)
+    _running(study.name)
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        _importance(study)
+    with right:
+        _setup(study)
 
 
 @live.refreshed
 def _counters(name: str) -> None:
     study = data.study(name)
-    if study is None:
+    found = data.read(progress.progress, name)
+    if study is None or found is None:
         st.warning("This study was deleted meanwhile.")
         return
-    done = driver.finished(study)
+    of_study = data.read(health, (study.study_id,))[study.study_id]
+    _numbers(study, found)
+    st.html(marks.state_bar(study.states, study.n_trials))
+    _condition(study, of_study)
+    drawn, finished = st.session_state.get(_DRAWN, (name, 0)), driver.finished(study)
+    if drawn[0] == name and finished > drawn[1]:  # the charts below stay as they are until they are asked
+        more = finished - drawn[1]
+        if st.button(
+            f"{more} more {'trial' if more == 1 else 'trials'} finished: draw again", type="tertiary"
+        ):
+            st.rerun()
+
+
+def _numbers(study: StudyDetail, found: Progress) -> None:
+    done, states = driver.finished(study), study.states
+    waiting = found.claimed + found.retrying
+    is_driven = driver.condition(study) in ("running", "elsewhere")
+    spans = [(run.began, run.last) for run in found.runs]
+    if not spans and found.first_start and found.last_end:
+        spans = [(found.first_start, found.last_end)]
+    now = driver.now()
+    left = (study.n_trials or 0) - done
+    needed = remaining(found.finishes, left, now) if is_driven else None
+    runs = f", in {len(spans)} runs" if len(spans) > 1 else ""
     shown = {
-        "Finished": f"{done} of {study.n_trials}" if study.n_trials else str(done),
-        **{label: str(study.states.get(state, 0)) for label, state in _COUNTERS.items()},
-        "Best": number(study.best) if len(study.directions) == 1 else "-",
+        "Finished": (
+            f"{done} of {study.n_trials}" if study.n_trials else str(done),
+            "What the budget counts.",
+        ),
+        "Running": (str(states.get("RUNNING", 0) - waiting), "Trials that have begun."),
+        "Waiting": (
+            str(states.get("WAITING", 0) + waiting),
+            f"For a slot: {states.get('WAITING', 0)} enqueued, {found.claimed} claimed by the driver, "
+            f"{found.retrying} to be tried again.",
+        ),
+        "Complete": (str(states.get("COMPLETE", 0)), None),
+        "Pruned": (str(states.get("PRUNED", 0)), None),
+        "Failed": (str(states.get("FAIL", 0)), None),
+        "Retried": (str(found.retried), "Trials with more than one attempt."),
+        "Best": (number(study.best) if len(study.directions) == 1 else "-", None),
+        "Elapsed": (duration(elapsed(spans, is_driven, now)), f"While a driver worked on it{runs}."),
+        "Time left": (
+            range_text(needed),
+            f"For the {max(0, left)} trials that are left, at the pace of this run's last "
+            f"{len(found.finishes)}; right four times of five while the pace stays. "
+            "A dash: nothing is left, nobody works on it, or too few have ended.",
+        ),
     }
     with st.container(horizontal=True, gap="medium"):
-        for label, text in shown.items():
-            st.metric(label, text, width="content")
-    if study.n_trials:
-        st.progress(min(1.0, done / study.n_trials))
-    if study.n_trials and done >= study.n_trials and study.owner is None:
-        st.caption(f"Ended: {escape(study.stop_reason or '')}. Last activity {ago(study.last_activity)}.")
-    elif study.owner is None or driver.badge(study).startswith(":red"):
-        reason = f"Ended: {escape(study.stop_reason)}. " if study.stop_reason else "No driver runs. "
-        st.caption(f"{reason}Last activity {ago(study.last_activity)}. To go on:")
-        st.code(driver.resume_command(study), language="shell")
-    else:
-        st.caption(f"Last activity {ago(study.last_activity)}.")
+        for label, (text, what) in shown.items():
+            st.metric(label, text, help=what, width="content")
 
 
-@live.refreshed
-def _results(name: str) -> None:
-    study = data.study(name)
-    if study is None:
+def _condition(study: StudyDetail, of_study: Health) -> None:
+    """Who drives it, or how to go on; and what needs a person."""
+    state = driver.condition(study)
+    if is_failing(of_study.newest):
+        failed, ended = of_study.newest["FAIL"], sum(of_study.newest.values())
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f":red-badge[failing] {failed} of the newest {ended} trials failed.")
+            st.page_link("views/failures.py", label="See why", query_params={"study": study.name})
+    activity = f"last activity {marks.moment(study.last_activity)}"
+    if state in ("running", "elsewhere"):
+        st.caption(driver.owner_text(study, of_study.arguments))
+        st.html(f"<small>{activity}</small>")
         return
-    history, best = st.columns([3, 2])
-    with history:
-        _history(study)
-    with best:
-        _best(study)
+    spent = bool(study.n_trials) and driver.finished(study) >= (study.n_trials or 0)
+    said = f"Ended: {escape(study.stop_reason)}." if study.stop_reason else ""
+    if state != "none":
+        said = f"Its driver, {driver.owner_text(study, ())}, " + (
+            "is gone." if state == "gone" else "has not renewed its lease: it hangs, or its host is gone."
+        )
+    if is_stale(state, of_study.running):
+        said += f" :red-badge[stale] {of_study.running} attempts that it began are still recorded as running."
+    st.markdown(said or "No driver works on it.")
+    st.html(f"<small>{activity}</small>")
+    if not study.uid:
+        st.caption("Optuna alone has run it. To go on under a driver:")
+        name = shlex.quote(study.name)
+        st.code(f"tuner run FILE.py --study {name} --trials 100{driver.storage_option()}", language="shell")
+    elif not spent or state != "none":
+        st.caption("To go on, from the checkpoints of what was interrupted:")
+        st.code(driver.resume_command(study), language="shell", wrap_lines=True)
 
 
+@st.fragment
 def _history(study: StudyDetail) -> None:
     st.subheader("Best so far")
-    points = data.read(reads.best_so_far, study.name)
     if len(study.directions) > 1:
-        st.caption("Several objectives have no single best; see the values in the table below.")
-    elif points:
-        st.altair_chart(charts.best_chart(points, study.directions[0]), width="stretch")
-    else:
-        st.caption("No trial is complete yet.")
+        st.caption(
+            "Several objectives have no single best, but trials that no other one beats in all of them:"
+        )
+        st.page_link(
+            "views/analyse.py",
+            label="the Pareto front",
+            query_params={"study": study.name, "view": "pareto"},
+        )
+        return
+    chosen = st.segmented_control(
+        "Best so far by",
+        ["trial", "time"],
+        default="time" if links.asked("by") == "time" else "trial",
+        format_func="by {}".format,
+        required=True,
+        label_visibility="collapsed",
+    )
+    by: By = "time" if chosen == "time" else "trial"
+    links.update({"by": by if by == "time" else None})
+    found = data.read(progress.history, study.name, by=by)
+    if not found.total:
+        st.caption("No trial is complete yet. The chart begins with the first one.")
+        return
+    shown = "" if len(found.shown) == found.total else f", {len(found.shown)} of them as dots"
+    said = (
+        f"{found.total} complete trials{shown}; the line is the best so far ({study.directions[0]}), "
+        f"improved {len(found.best) - 1} times."
+    )
+    of_study = data.read(progress.progress, study.name)
+    began = of_study.first_start if of_study is not None else None
+    st.altair_chart(history_chart(found, by, began), width="stretch", alt=said)
+    st.caption(said)
 
 
 def _best(study: StudyDetail) -> None:
     st.subheader("Best trial")
     if study.best_number is None:
-        st.caption("None yet.")
+        none = "None yet." if len(study.directions) == 1 else "Several objectives have no single best."
+        st.caption(none)
         return
     target = {"study": study.name, "n": str(study.best_number)}
     label = f"Trial {study.best_number}: {escape(number(study.best))} ({study.directions[0]})"
     st.page_link("views/trial.py", label=label, query_params=target)
     params, python, shell = st.tabs(["Parameters", "As Python", "As a command"])
     with params:
-        rows = [{"parameter": name, "value": str(value)} for name, value in study.best_params.items()]
-        st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
+        if study.best_params:
+            st.markdown(marks.table(study.best_params, ("parameter", "value")))
+        else:
+            st.caption("It has no parameters.")
     with python:
         st.code(f"params = {dict(study.best_params)!r}", language="python", wrap_lines=True)
     with shell:
@@ -101,19 +199,74 @@ def _best(study: StudyDetail) -> None:
         st.code(text, language="shell", wrap_lines=True)
 
 
+@live.refreshed
+def _running(name: str) -> None:
+    found = data.read(progress.running, name)
+    st.subheader("Running now")
+    if not found.total:
+        st.caption("No trial runs.")
+        return
+    for row in found.rows:
+        _running_row(name, row)
+    if found.total > len(found.rows):
+        label = f"all {found.total} running trials"
+        st.page_link("views/trials.py", label=label, query_params={"study": name, "state": "RUNNING"})
+
+
+def _running_row(name: str, row: RunningRow) -> None:
+    link, curve, where = st.columns([2, 3, 4], vertical_alignment="center")
+    again = f", attempt {row.attempt}" if row.attempt and row.attempt > 1 else ""
+    link.page_link(
+        "views/trial.py",
+        label=f"Trial {row.number}{again}",
+        query_params={"study": name, "n": str(row.number)},
+    )
+    if row.curve:
+        step, value = row.curve[-1]
+        curve.html(f"{marks.sparkline(row.curve)} <b>{number(value)}</b> at step {step}")
+    else:
+        curve.caption("no report yet")
+    place = ", ".join(row.hosts) or "run by another program"
+    devices = f" on {', '.join(row.devices)}" if row.devices else ""
+    where.html(f"<small>{marks.text(place + devices)} · started {marks.moment(row.started_at)}</small>")
+
+
+@st.fragment
+def _importance(study: StudyDetail) -> None:
+    st.subheader("What matters")
+    found = importance.importance_of(study)
+    if not found.shares:
+        st.caption(
+            f"The importance of parameters needs {importance.FEWEST} complete trials with finite values; "
+            f"there are {found.looked_at}."
+        )
+        return
+    st.html(marks.shares(found.shares[:15]))
+    more = len(found.shares) - 15
+    rest = f" {more} less important parameters are left out." if more > 0 else ""
+    of = "reaching the Pareto front" if len(study.directions) > 1 else "reaching the best tenth"
+    st.caption(
+        f"Importance for {of}, by Optuna's PED-ANOVA, of {found.looked_at} of {found.total} complete trials."
+        f"{rest}"
+    )
+
+
 def _setup(study: StudyDetail) -> None:
-    with st.expander("How it is set up"):
-        plain = {
-            "sampler": study.sampler,
-            "pruner": study.pruner,
-            "seed": study.seed,
-            "directions": list(study.directions),
-            "objective": dict(study.objective) if study.objective else None,
-            "settings": dict(study.settings),
-            "provenance of the newest attempt": dict(study.provenance),
-            "user attributes": dict(study.user_attrs),
-        }
-        st.code(json.dumps(plain, indent=2, default=str), language="json", wrap_lines=True)
+    st.subheader("How it is set up")
+    where, how, attrs = st.tabs(["Where it comes from", "Settings", "Attributes"])
+    with where:
+        rows = provenance(study)
+        if rows:
+            st.markdown(marks.table(rows, ("of the newest attempt", "")))
+        else:
+            st.caption("Nothing is recorded: no attempt of a driver has begun.")
+    with how:
+        st.markdown(marks.table(settings(study), ("setting", "value")))
+    with attrs:
+        if study.user_attrs:
+            st.markdown(marks.table(study.user_attrs, ("attribute", "value")))
+        else:
+            st.caption("It has none: `study.set_user_attr(key, value)` sets one.")
 
 
 if __name__ == "__main__":
