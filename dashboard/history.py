@@ -47,7 +47,7 @@ def history_chart(history: History, by: By, began: dt.datetime | None) -> Any:
     tips = [alt.Tooltip("trial:Q"), alt.Tooltip("time:Q", title=unit, format=".3g")]
     dots = (
         alt.Chart(frame(list(history.shown), "value"))
-        .mark_circle(size=40, opacity=0.4, color=STATES["COMPLETE"][0])
+        .mark_circle(size=40, opacity=0.55, color=STATES["COMPLETE"][0])
         .encode(
             x=x,
             y=alt.Y("value:Q", title="value", scale=scale),

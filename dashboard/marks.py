@@ -6,6 +6,7 @@ from the database goes through :func:`html.escape`, or through ``escape`` where 
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import html
 import math
@@ -54,12 +55,14 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
     ]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     said = f"from {number(ys[0])} to {number(ys[-1])} in {len(finite)} points"
-    return (
-        f'<svg class="tuner-spark" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
-        f'role="img" aria-label="{said}"><polyline points="{line}" fill="none" stroke="{COLOURS["blue"]}" '
-        f'stroke-width="1.5"/><circle cx="{places[-1][0]:.1f}" cy="{places[-1][1]:.1f}" r="2.5" '
-        f'fill="{COLOURS["blue"]}"/></svg>'
+    drawn = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
+        f'<polyline points="{line}" fill="none" stroke="{COLOURS["blue"]}" stroke-width="1.5"/>'
+        f'<circle cx="{places[-1][0]:.1f}" cy="{places[-1][1]:.1f}" r="2.5" fill="{COLOURS["blue"]}"/></svg>'
     )
+    # as a picture in the page itself: Streamlit takes SVG elements out
+    source = f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
+    return f'<img class="tuner-spark" src="{source}" width="{_WIDTH}" height="{_HEIGHT}" alt="{said}">'
 
 
 def moment(when: dt.datetime | None) -> str:

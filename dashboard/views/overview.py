@@ -80,15 +80,15 @@ def _numbers(study: StudyDetail, found: Progress) -> None:
             f"{done} of {study.n_trials}" if study.n_trials else str(done),
             "What the budget counts.",
         ),
-        "Running": (str(states.get("RUNNING", 0) - waiting), "Trials that have begun."),
-        "Waiting": (
+        ":blue[■] Running": (str(states.get("RUNNING", 0) - waiting), "Trials that have begun."),
+        ":gray[■] Waiting": (
             str(states.get("WAITING", 0) + waiting),
             f"For a slot: {states.get('WAITING', 0)} enqueued, {found.claimed} claimed by the driver, "
             f"{found.retrying} to be tried again.",
         ),
-        "Complete": (str(states.get("COMPLETE", 0)), None),
-        "Pruned": (str(states.get("PRUNED", 0)), None),
-        "Failed": (str(states.get("FAIL", 0)), None),
+        ":green[■] Complete": (str(states.get("COMPLETE", 0)), None),
+        ":orange[■] Pruned": (str(states.get("PRUNED", 0)), None),
+        ":red[■] Failed": (str(states.get("FAIL", 0)), None),
         "Retried": (str(found.retried), "Trials with more than one attempt."),
         "Best": (number(study.best) if len(study.directions) == 1 else "-", None),
         "Elapsed": (duration(elapsed(spans, is_driven, now)), f"While a driver worked on it{runs}."),
@@ -99,7 +99,7 @@ def _numbers(study: StudyDetail, found: Progress) -> None:
             "A dash: nothing is left, nobody works on it, or too few have ended.",
         ),
     }
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="medium", key="counters"):
         for label, (text, what) in shown.items():
             st.metric(label, text, help=what, width="content")
 
@@ -111,7 +111,7 @@ def _condition(study: StudyDetail, of_study: Health) -> None:
         failed, ended = of_study.newest["FAIL"], sum(of_study.newest.values())
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f":red-badge[failing] {failed} of the newest {ended} trials failed.")
-            st.page_link("views/failures.py", label="See why", query_params={"study": study.name})
+            st.page_link("views/failures.py", label=":blue[See why]", query_params={"study": study.name})
     activity = f"last activity {marks.moment(study.last_activity)}"
     if state in ("running", "elsewhere"):
         st.caption(driver.owner_text(study, of_study.arguments))
@@ -145,7 +145,7 @@ def _history(study: StudyDetail) -> None:
         )
         st.page_link(
             "views/analyse.py",
-            label="the Pareto front",
+            label=":blue[the Pareto front]",
             query_params={"study": study.name, "view": "pareto"},
         )
         return
@@ -181,7 +181,7 @@ def _best(study: StudyDetail) -> None:
         st.caption(none)
         return
     target = {"study": study.name, "n": str(study.best_number)}
-    label = f"Trial {study.best_number}: {escape(number(study.best))} ({study.directions[0]})"
+    label = f":blue[Trial {study.best_number}: {escape(number(study.best))}] ({study.directions[0]})"
     st.page_link("views/trial.py", label=label, query_params=target)
     params, python, shell = st.tabs(["Parameters", "As Python", "As a command"])
     with params:
@@ -209,7 +209,7 @@ def _running(name: str) -> None:
     for row in found.rows:
         _running_row(name, row)
     if found.total > len(found.rows):
-        label = f"all {found.total} running trials"
+        label = f":blue[all {found.total} running trials]"
         st.page_link("views/trials.py", label=label, query_params={"study": name, "state": "RUNNING"})
 
 
@@ -218,7 +218,7 @@ def _running_row(name: str, row: RunningRow) -> None:
     again = f", attempt {row.attempt}" if row.attempt and row.attempt > 1 else ""
     link.page_link(
         "views/trial.py",
-        label=f"Trial {row.number}{again}",
+        label=f":blue[Trial {row.number}{again}]",
         query_params={"study": name, "n": str(row.number)},
     )
     if row.curve:

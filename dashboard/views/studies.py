@@ -95,13 +95,14 @@ def _cards(search: str, flags: Sequence[str], sort: str, reverse: bool, page: in
 
 def _card(one: Listed) -> None:
     row = one.row
-    with st.container(border=True, gap="small"):
+    with st.container(border=True, gap="xsmall", key=f"study-{row.study_id}"):
         left, middle, right = st.columns([3, 4, 2], vertical_alignment="center")
         with left:
             label = f"**{escape(shortened(row.name, 60))}**"
-            st.page_link("views/overview.py", label=label, query_params={"study": row.name})
             flags = [f":{_COLOURS[flag]}-badge[{flag}]" for flag in one.flags if flag in _COLOURS]
-            st.markdown(" ".join([driver.badge(row), *flags]))
+            with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+                st.page_link("views/overview.py", label=label, query_params={"study": row.name})
+                st.markdown(" ".join([driver.badge(row), *flags]), width="content")
         with middle:
             st.html(marks.state_bar(row.states, row.n_trials))
             done = driver.finished(row)
