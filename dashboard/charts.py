@@ -10,44 +10,11 @@ import altair as alt
 import pandas as pd
 
 from dashboard.theme import STATES
-from storage.views import BestPoint, CurvePoint
+from storage.views import CurvePoint
 
-__all__ = ["best_chart", "curve_chart"]
+__all__ = ["curve_chart"]
 
 Chart = Any  # Altair types a layered chart as one of several classes
-_POINTS = 2000  # more cannot be seen, and cost the browser
-
-
-def best_chart(points: Sequence[BestPoint], direction: str) -> Chart:
-    """The value of each complete trial, and the best up to it, by number."""
-    ordered = sorted(points, key=lambda point: point.number)
-    best: list[float] = []
-    better = min if direction == "minimize" else max
-    for point in ordered:
-        best.append(better(best[-1], point.value) if best else point.value)
-    frame = pd.DataFrame(
-        {
-            "trial": [point.number for point in ordered],
-            "value": [point.value for point in ordered],
-            "best": best,
-        }
-    )
-    frame = frame.iloc[:: max(1, math.ceil(len(frame) / _POINTS))]
-    x = alt.X("trial:Q", title="trial", axis=alt.Axis(tickMinStep=1, grid=False))
-    scale = alt.Scale(zero=False)
-    tips = [alt.Tooltip("trial:Q"), alt.Tooltip("value:Q", format=".5g"), alt.Tooltip("best:Q", format=".5g")]
-    dots = (
-        alt.Chart(frame)
-        .mark_circle(size=45, opacity=0.45, color=STATES["COMPLETE"][0])
-        .encode(x=x, y=alt.Y("value:Q", title="value", scale=scale), tooltip=tips)
-    )
-    line = (
-        alt.Chart(frame)
-        .mark_line(interpolate="step-after", strokeWidth=2.5, color=STATES["RUNNING"][0])
-        .encode(x=x, y=alt.Y("best:Q", title="value", scale=scale), tooltip=tips)
-    )
-    chart: Chart = alt.layer(dots, line).properties(height=260)
-    return chart
 
 
 def curve_chart(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -41,12 +42,18 @@ class Importance:
     total: int
 
 
+@functools.cache
+def _empty(directions: tuple[StudyDirection, ...]) -> tuple[str, optuna.storages.InMemoryStorage]:
+    """A study in memory with these directions, which stays empty; Optuna logs each that is made."""
+    storage = optuna.storages.InMemoryStorage()
+    return storage.get_study_name_from_id(storage.create_new_study(directions)), storage
+
+
 class _Loaded(optuna.Study):
     """A study in memory that answers with given trials: adding them one by one takes seconds."""
 
     def __init__(self, directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial]) -> None:
-        storage = optuna.storages.InMemoryStorage()
-        name = storage.get_study_name_from_id(storage.create_new_study(directions))
+        name, storage = _empty(tuple(directions))
         super().__init__(study_name=name, storage=storage)
         self._given = list(trials)
 
