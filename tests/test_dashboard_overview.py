@@ -206,7 +206,7 @@ def test_the_reads_agree_with_optunas_own_on_both_databases(engine: Engine) -> N
     study = optuna.load_study(study_name="driven", storage=url)
     complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     for by in ("trial", "time"):
-        found = progress.history(engine, "driven", by=by)  # type: ignore[arg-type]
+        found = progress.history(engine, "driven", by=by)
         assert [(row[0], row[2]) for row in found.shown] == [(one.number, one.value) for one in complete]
         assert found.best[-1][2] == study.best_value
     few = progress.history(engine, "driven", most=5)
