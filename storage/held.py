@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 
 from storage import tables
+from storage.commands import arguments_of
 from storage.errors import LeaseLost, Refused, StorageError, UnknownStudy
 from storage.execution import DROPPED
 from storage.fence import gone
@@ -80,11 +81,12 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CommandRecord:
-    """A command that waits to be carried out; ``arguments`` is plain data."""
+    """A command that waits to be carried out; ``arguments`` is plain data, None where it is no JSON."""
 
     command_id: int
     name: str
-    arguments: dict[str, Any]
+    arguments: Any
+    author: str
 
 
 class HeldStudy:
@@ -290,13 +292,11 @@ class HeldStudy:
     def commands(self) -> list[CommandRecord]:
         """Commands of the dashboard and the command line that wait, oldest first."""
         table = tables.commands
-        query = sa.select(table.c.command_id, table.c.name, table.c.arguments)
+        query = sa.select(*(table.c[name] for name in CommandRecord.__dataclass_fields__))
         query = query.where(table.c.study_uid == self.uid, table.c.done_at.is_(None))
         with self.lease.database.errors(), self.lease.database.read() as connection:
-            return [
-                CommandRecord(command_id=row.command_id, name=row.name, arguments=json.loads(row.arguments))
-                for row in connection.execute(query.order_by(table.c.command_id))
-            ]
+            rows = connection.execute(query.order_by(table.c.command_id)).mappings()
+            return [CommandRecord(**{**row, "arguments": arguments_of(row["arguments"])}) for row in rows]
 
     def supersede(self, trial_id: int, attempt: int, after_step: int, attributes: str) -> Supersede:
         """Take a trial back, in memory, to a checkpoint; the write that does it in the database.

@@ -20,7 +20,7 @@ from storage.expressions import among, is_sqlite
 from storage.floats import unstored
 from storage.rows import distribution
 from storage.tables import UID_KEY, optuna_tables
-from storage.views import AttemptRow, CheckpointPart, CurvePoint, EventRow, StudyRow, TrialRow
+from storage.views import AttemptRow, CheckpointPart, CurvePoint, Driving, EventRow, StudyRow, TrialRow
 
 __all__ = [
     "PARAMS",
@@ -175,9 +175,17 @@ def study_rows(connection: Connection, names: Mapping[int, str]) -> list[StudyRo
                 created_at=row.created_at if row is not None else None,
                 last_activity=max(times, default=None),
                 stop_reason=row.stop_reason if row is not None else None,
+                driving=_driving(row, lease),
             )
         )
     return found
+
+
+def _driving(row: Row[Any] | None, lease: Row[Any] | None) -> Driving | None:
+    """What the driver said that holds the lease; of one that was killed the last word stays until then."""
+    if row is None or lease is None or not lease.owner or not row.driving:
+        return None
+    return Driving(**json.loads(row.driving))
 
 
 def bests_of(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[int, float]]:

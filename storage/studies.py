@@ -163,7 +163,7 @@ def inherit(source: Connection, target: Connection, uid: str, study_id: int) -> 
     taken = target.execute(sa.select(studies.c.study_uid).where(studies.c.study_uid == uid)).first()
     new_uid = uuid.uuid4().hex if taken else uid
     _mark(target, study_id, new_uid)
-    target.execute(studies.insert().values({**row, "study_uid": new_uid}))
+    target.execute(studies.insert().values({**row, "study_uid": new_uid, "driving": None}))
     return new_uid
 
 

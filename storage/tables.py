@@ -28,6 +28,7 @@ from sqlalchemy import (
 __all__ = [
     "HOME_KEY",
     "OPTUNA_SCHEMA",
+    "RETRY_KEY",
     "UID_KEY",
     "attempts",
     "checkpoints",
@@ -51,6 +52,9 @@ UID_KEY = "tuner:uid"
 HOME_KEY = "tuner:study_id"
 """The study system attribute that holds the id of the study that the uid is of, to tell a copy."""
 
+RETRY_KEY = "tuner:retry_of"
+"""The trial system attribute that holds the number of the trial whose retry this one is."""
+
 optuna_base: MetaData = _optuna_models.BaseModel.metadata
 """Optuna's models."""
 
@@ -73,6 +77,7 @@ studies = Table(
     Column("settings", Text, nullable=False),  # JSON: n_trials, resources, retry, timeouts, ...
     Column("created_at", DateTime, nullable=False),
     Column("stop_reason", Text),  # why the last run ended
+    Column("driving", Text),  # JSON: phase, why, most; of the driver that holds the lease
 )
 
 leases = Table(
@@ -161,7 +166,7 @@ commands = Table(
     metadata,
     Column("command_id", _Serial, primary_key=True, autoincrement=True),
     Column("study_uid", String(32), nullable=False, index=True),
-    Column("name", String(32), nullable=False),  # stop | stop_trial | kill | pause | resume | concurrency
+    Column("name", String(32), nullable=False),  # see storage.commands
     Column("arguments", Text, nullable=False),  # JSON
     Column("author", Text, nullable=False),  # host:pid of the command line, or the dashboard's user
     Column("created_at", DateTime, nullable=False),

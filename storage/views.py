@@ -11,7 +11,9 @@ __all__ = [
     "AttemptRow",
     "BestPoint",
     "CheckpointPart",
+    "CommandRow",
     "CurvePoint",
+    "Driving",
     "EventRow",
     "ParamRange",
     "StudyDetail",
@@ -26,6 +28,22 @@ CurvePoint = tuple[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Driving:
+    """What a driver does now, as it said last.
+
+    Attributes:
+        phase: ``"running"``, ``"paused"`` (nothing new starts until it is told to resume),
+            ``"draining"`` (it ends once the running trials have) or ``"interrupting"``.
+        why: why it drains, or "".
+        most: trials at once at most, as it is in force; None: as many as the cluster holds.
+    """
+
+    phase: str
+    why: str = ""
+    most: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyRow:
     """A study in a list. Times are naive UTC.
 
@@ -37,6 +55,7 @@ class StudyRow:
         owner: process of the driver that holds the lease, as in :mod:`storage.owner`, or None.
         last_activity: the newest start, end or renewal.
         stop_reason: why the last run ended; None while one runs.
+        driving: what the driver that holds the lease does; None where there is none, or it said nothing.
     """
 
     name: str
@@ -52,6 +71,7 @@ class StudyRow:
     created_at: dt.datetime | None
     last_activity: dt.datetime | None
     stop_reason: str | None
+    driving: Driving | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,3 +219,22 @@ class BestPoint:
     completed_at: dt.datetime | None
     value: float
     best: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandRow:
+    """What was asked of a study, and what came of it; see :mod:`storage.commands`.
+
+    Attributes:
+        author: ``host:pid`` of a command line, or the user of the dashboard.
+        done_at: None as long as no driver has answered; then ``result`` is "".
+        result: ``"done"``, what was done, or why it was not.
+    """
+
+    command_id: int
+    name: str
+    arguments: Mapping[str, Any]
+    author: str
+    created_at: dt.datetime
+    done_at: dt.datetime | None
+    result: str

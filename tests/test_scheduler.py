@@ -28,6 +28,9 @@ from tuner.scheduler import Action, Counts, Done, StartClaimed, StartEnqueued, S
         (Counts(running=1, running_unfinished=1, slots=2), 10, StartNew()),
         (Counts(draining=True, running=1, running_unfinished=1, slots=2), 10, Wait()),
         (Counts(draining=True, retries_due=1, enqueued=1), 10, Done()),
+        (Counts(paused=True, retries_due=1, enqueued=1), 10, Wait()),
+        (Counts(paused=True, finished=10), 10, Done()),  # nothing is left to pause
+        (Counts(paused=True, draining=True), 10, Done()),
         (Counts(finished=10**6), None, StartNew()),  # no bound
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +19,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 import storage
-from storage.held import CommandRecord
-from storage.writes import DoneCommand, SetStudyRow
+from storage.writes import SetStudyRow
 from tuner import failures, retry, scheduler, snapshot
 from tuner.answers import Answers
 from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
+from tuner.commands import Commands
 from tuner.dispatch.base import Cluster, Executor
 from tuner.errors import BadInput, ClusterUnavailable, StudyHeld, StudyStopped
 from tuner.job import Job, assignment, wanted
@@ -88,8 +89,9 @@ class Driver:
         self._takeover = TakeOver(study, self._attempts, executor, job)
         self._running: dict[int, Running] = {}
         self._due: list[Due] = []
+        self._commands = Commands(study, executor, self._running, job.grace)
         self._unacknowledged: dict[tuple[int, int], int] = {}
-        self._draining = ""  # why nothing new starts, as it is recorded
+        self._said = ""  # what the readers of the database were told that this driver does
         self._interrupting = False
         self._failure = ""  # why the study stops without what was asked
         self._reasons: collections.Counter[str] = collections.Counter()
@@ -125,9 +127,9 @@ class Driver:
                 signals.count_only()
                 self._probe()
                 self._job.provenance["cluster"] = self._cluster.home
-                self._discard_old_commands()
+                self._commands.discard_old()
                 self._recover()
-                self._record({"stop_reason": None})
+                self._record({"stop_reason": None, "driving": self._driving()})
                 try:
                     self._loop()
                 except ClusterUnavailable as error:
@@ -135,7 +137,7 @@ class Driver:
                     if not self._interrupting:
                         raise
                 reason = self._why()
-                self._record({"stop_reason": reason})
+                self._record({"stop_reason": reason, "driving": None})
         finally:
             if self._signals.count and not self._interrupting:
                 reason = f"interrupted by {self._signals.name}"
@@ -198,7 +200,8 @@ class Driver:
             if idle and (self._draining or not self._is_work_left()):
                 return
             now = time.monotonic()
-            soonest = min((due.due for due in self._due), default=now + FLUSH_EVERY)
+            # one that is due and did not start waits for a slot, or for a person: poll says when
+            soonest = min((due.due for due in self._due if due.due > now), default=now + FLUSH_EVERY)
             self._executor.poll(min(FLUSH_EVERY, max(0.0, soonest - now)))
             self._tick()
 
@@ -228,6 +231,7 @@ class Driver:
         if now >= self._next_flush:
             self._flush()
             self._next_flush = now + FLUSH_EVERY
+        self._say_what_it_does()
         if now >= self._next_refresh:
             try:
                 self._look_around()
@@ -243,8 +247,7 @@ class Driver:
         """What other programs did and asked for."""
         self._held.refresh()
         self._drop_finished_elsewhere()
-        for command in self._held.commands():
-            self._carry_out(command)
+        self._commands.carry_out()
 
     def _flush(self) -> None:
         """Commit what is queued, then let the shells forget what is durable."""
@@ -263,17 +266,17 @@ class Driver:
         signals = self._signals
         if signals.count and not self._interrupting:
             self._interrupting = True
-            self._draining = f"interrupted by {signals.name}"
+            self._commands.drain(f"interrupted by {signals.name}")
             log.warning("%s: running trials may checkpoint; a second one ends them at once", signals.name)
-            self._stop_all(Reason.INTERRUPTED)
+            self._commands.stop_all(Reason.INTERRUPTED)
         if signals.count > 1:
             for running in list(self._running.values()):
                 self._kill(running, Reason.INTERRUPTED, "the driver was told twice to stop")
         if (self._study.stop_requested or self._stop_requested()) and not self._draining:
-            self._draining = "stopped by study.stop()"
+            self._commands.drain("stopped by study.stop()")
         timeout = self._settings.timeout
         if timeout is not None and time.monotonic() - self._began >= timeout and not self._draining:
-            self._draining = f"timeout of {timeout:g} s reached"
+            self._commands.drain(f"timeout of {timeout:g} s reached")
 
     # ------------------------------------------------------------------ admission
 
@@ -304,11 +307,22 @@ class Driver:
             enqueued=states[TrialState.WAITING],
             slots=self._slots(),
             draining=bool(self._draining),
+            paused=self._commands.orders.paused,
         )
 
     def _slots(self) -> int:
-        most, there = self._settings.max_concurrent, self._executor.slots()
+        most, there = self._most, self._executor.slots()
         return there if most is None else min(most, there)
+
+    @property
+    def _most(self) -> int | None:
+        """Trials at once at most: as a person ordered, else as the run was started."""
+        ordered = self._commands.orders.most
+        return self._settings.max_concurrent if ordered is None else ordered
+
+    @property
+    def _draining(self) -> str:
+        return self._commands.orders.draining
 
     def _is_work_left(self) -> bool:
         done = isinstance(scheduler.decide(self._counts(), self._settings.n_trials), scheduler.Done)
@@ -320,8 +334,8 @@ class Driver:
             self._due.remove(due)
             self._end_lost(*self._takeover.ending(due))
             return
-        planned = self._attempts.plan(due)
         try:
+            planned = self._attempts.plan(due)
             for key, value in planned.plan.hint.items():
                 self._held.storage.set_trial_user_attr(due.trial_id, key, value)
             draw = self._attempts.draw(due)
@@ -411,7 +425,7 @@ class Driver:
             why = retry.should_stop_study(self._failures_in_a_row, self._settings.retry)
             if why and not self._failure:
                 self._failure = why
-                self._draining = why.splitlines()[0]
+                self._commands.drain(why.splitlines()[0])
         else:
             self._failures_in_a_row.clear()
         for callback in self._job.callbacks:
@@ -458,7 +472,8 @@ class Driver:
         """Say that nothing of ours has the resources it needs, and end the run when that is too long."""
         here = [running for running in self._running.values() if not running.ended]
         waits = self._executor.waits()
-        if any(running.began is not None for running in here) or not (waits or not self._slots()):
+        paused = self._commands.orders.paused
+        if paused or any(running.began is not None for running in here) or not (waits or not self._slots()):
             self._without_place = None
             return
         if self._without_place is None:
@@ -473,18 +488,13 @@ class Driver:
                 f"trials waited {bound:g} s for {what}, and got none; run again to resume, or give a longer "
                 "resource_timeout"
             )
-            self._draining = "no resources came free"
-            self._stop_all(Reason.INTERRUPTED)
+            self._commands.drain("no resources came free")
+            self._commands.stop_all(Reason.INTERRUPTED)
 
     def _kill(self, running: Running, reason: Reason, message: str) -> None:
         if not running.killed and not running.ended:
             running.killed = True
             self._executor.kill(running.number, reason, message)
-
-    def _stop_all(self, reason: Reason) -> None:
-        for running in list(self._running.values()):
-            if not running.ended:
-                self._executor.stop(running.number, reason, self._job.grace)
 
     def _drop_finished_elsewhere(self) -> None:
         """Another program told trials of ours: its word stands, ours ends."""
@@ -496,32 +506,6 @@ class Driver:
                     message = "another program told this trial"
                     self._executor.kill(running.number, Reason.FINISHED_ELSEWHERE, message)
             self._attempts.close_elsewhere(trial_id)
-
-    def _discard_old_commands(self) -> None:
-        """What was asked of a driver that is gone is not meant for this one."""
-        for command in self._held.commands():
-            self._held.queue(
-                DoneCommand(command_id=command.command_id, result="no driver was there to do it")
-            )
-
-    def _carry_out(self, command: CommandRecord) -> None:
-        """A command of the dashboard or the command line."""
-        result = "done"
-        if command.name == "stop":
-            self._draining = self._draining or "stopped by command"
-            if command.arguments.get("now"):
-                self._stop_all(Reason.INTERRUPTED)
-        elif command.name == "stop_trial":
-            number = int(command.arguments["number"])
-            running = self._running.get(number)
-            if running is None or running.ended:
-                result = f"trial {number} is not running"
-            else:
-                self._executor.stop(number, Reason.STOPPED, self._job.grace)
-        else:
-            result = f"this driver does not know the command {command.name!r}"
-        self._study.event("command", {"name": command.name, **command.arguments, "result": result})
-        self._held.flush(DoneCommand(command_id=command.command_id, result=result))
 
     # ------------------------------------------------------------------ what a person sees
 
@@ -537,6 +521,20 @@ class Driver:
         self._held.queue(SetStudyRow(study_uid=self._held.uid, columns=columns))
         self._flush()
 
+    @property
+    def _phase(self) -> str:
+        return "interrupting" if self._interrupting else self._commands.orders.phase
+
+    def _driving(self) -> str:
+        """As :class:`storage.views.Driving` is stored."""
+        return json.dumps({"phase": self._phase, "why": self._draining, "most": self._most})
+
+    def _say_what_it_does(self) -> None:
+        driving = self._driving()
+        if driving != self._said:
+            self._said = driving
+            self._held.queue(SetStudyRow(study_uid=self._held.uid, columns={"driving": driving}))
+
     def _snapshot(self) -> Snapshot:
         return snapshot.take(
             self._held,
@@ -549,5 +547,5 @@ class Driver:
             retrying=len(self._due),
             slots=self._slots(),
             cluster=self._cluster.description,
-            phase="interrupting" if self._interrupting else "draining" if self._draining else "running",
+            phase=self._phase,
         )

@@ -265,6 +265,7 @@ def _heading(snapshot: Snapshot) -> Text:
     if snapshot.cluster:
         text.append(f"  on {snapshot.cluster}", "dim")
     said = {
+        "paused": "  paused: running trials go on, nothing new starts",
         "draining": "  draining: running trials finish, nothing new starts",
         "interrupting": "  interrupting: running trials checkpoint; press Ctrl-C again to end them at once",
     }.get(snapshot.phase)

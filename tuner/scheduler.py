@@ -18,7 +18,8 @@ class Counts:
         retries_due, retries_waiting: claimed attempts that may start now, or later.
         enqueued: WAITING trials.
         slots: attempts that run at once at most.
-        draining: nothing new starts.
+        draining: nothing new starts, and the run ends once nothing runs.
+        paused: nothing new starts, until a person says so.
     """
 
     finished: int = 0
@@ -29,6 +30,7 @@ class Counts:
     enqueued: int = 0
     slots: int = 1
     draining: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def decide(counts: Counts, n_trials: int | None) -> Action:
     """The next action: a due retry first, then an enqueued trial, then a new one, within the budget.
 
     Finished trials and those that are ours and unfinished never exceed ``n_trials``; None means
-    no bound.
+    no bound. A paused study is not done as long as something may still start in it.
 
     Example:
         >>> decide(Counts(finished=9, running_unfinished=1, running=1, slots=2), 10)
@@ -75,7 +77,7 @@ def decide(counts: Counts, n_trials: int | None) -> Action:
     room = n_trials is None or counts.finished + unfinished < n_trials
     if counts.draining:
         return Wait() if counts.running else Done()
-    if counts.running < counts.slots:
+    if counts.running < counts.slots and not counts.paused:
         if counts.retries_due:
             return StartClaimed()
         if room:

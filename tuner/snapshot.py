@@ -42,7 +42,7 @@ class Snapshot:
         reasons: count of failures by reason code, in this run.
         retrying: attempts that wait for their moment.
         slots: attempts that run at once at most.
-        phase: "running", "draining" or "interrupting".
+        phase: "running", "paused", "draining" or "interrupting".
     """
 
     study: str
