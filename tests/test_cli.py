@@ -597,6 +597,39 @@ def test_a_silent_driver_is_reported_and_the_command_waits_for_it(
     assert not commands.withdraw(database(made), command)
 
 
+def test_retry_makes_new_trials_and_names_the_command_that_runs_them(run: Run) -> None:
+    code, out, _ = run("retry", "fails", "0", "1")
+    assert code == 0
+    assert out.splitlines()[0].endswith("is a retry of trial 0")
+    assert "tuner resume fails" in out
+    code, out, _ = run("retry", "fails", "0", "--json")
+    found = json.loads(out)
+    assert (code, len(found["numbers"])) == (0, 1)
+    assert found["needed"] > found["n_trials"]
+    for number, said in (("99", "no trial 99"), (str(found["numbers"][0]), "did not end yet (WAITING)")):
+        code, _, err = run("retry", "fails", number)
+        assert code == 2
+        assert said in err
+    assert run("retry", "fails")[0] == run("retry", "fails", "x")[0] == 2
+    assert run("retry", "none", "1")[0] == 2
+
+
+def test_enqueue_adds_a_trial_and_says_when_the_budget_does_not_reach(run: Run) -> None:
+    code, out, _ = run("enqueue", "fails", "x=0.25", "kind=adam")
+    assert code == 0
+    number = int(out.split()[1])
+    needed = number + 1
+    assert f"tuner resume fails --trials {needed}' runs all that wait" in out
+    code, _, err = run("enqueue", "fails", "x")
+    assert code == 2
+    assert "'x': write NAME=VALUE" in err
+    assert "--params" not in err
+
+
+def test_with_a_live_driver_too_the_budget_is_named(run: Run, driven: storage.StudyRecord) -> None:
+    assert "tuner resume two --trials" in run("enqueue", "two", "x=0.5")[1]
+
+
 def _waiting(made: Path) -> list[int]:
     import sqlalchemy as sa
 

@@ -31,6 +31,7 @@ from tuner import checkpoint, retention, retry
 from tuner.assignment import Draw, Resume
 from tuner.failures import storable
 from tuner.messages import RankInfo, Saved
+from tuner.origin import Origins
 from tuner.outcome import Outcome, Reason
 from tuner.retry import Again, PastAttempt, Retry
 from tuner.seeds import trial_seed
@@ -124,6 +125,8 @@ class Attempts:
         directions = study.held.record.directions
         # of several objectives no trial is simply better than another: all keep theirs
         self._best = retention.Best(directions[0]) if len(directions) == 1 else None
+        self._origins = Origins(study.held)
+        self._kept_for_retries: set[int] = set()  # trials whose checkpoints go once no retry needs them
 
     def claim(self) -> Due:
         """Claim a waiting or a new trial: its first attempt."""
@@ -289,12 +292,33 @@ class Attempts:
         return answer
 
     def plan(self, due: Due) -> Due:
-        """With what its driver had planned for it, which a take-over forgets."""
+        """With where a retry of another trial starts, and with what its driver had planned for it, which a
+        take-over forgets.
+        """
+        if due.resume is None and self._origins.of(due.trial_id) is not None:
+            due = self._from_origin(due)
         charged = [past for past in due.history if past.charged]
         if due.plan != Again() or not charged or charged[-1].reason is not Reason.OOM:
             return due
         plan = self._plan(due.trial_id, due.attempt - 1, Reason.OOM)
         return dataclasses.replace(due, plan=plan or Again())
+
+    def _from_origin(self, due: Due) -> Due:
+        """A retry that has no checkpoint of its own, from that of the trial that it repeats."""
+        origin = self._origins.of(due.trial_id)
+        assert origin is not None
+        start = self._origins.start(due.trial_id)
+        detail = {"of": origin.number, "step": start.step if start else None}
+        self._study.event("retry_of", detail, trial_id=due.trial_id, attempt=due.attempt)
+        if start is None:
+            log.warning(
+                "trial %d is a retry of trial %d, of which no valid checkpoint is left: from nothing",
+                due.number,
+                origin.number,
+            )
+            return due
+        self._origins.bring(due.trial_id, start)
+        return dataclasses.replace(due, resume=start)
 
     def _tidy(self, running: Running, state: TrialState, outcome: Outcome) -> None:
         """Delete the checkpoints that nobody needs after a trial's end: see :data:`retention.BEST`."""
@@ -307,14 +331,19 @@ class Attempts:
             checkpoint.sweep(root, [one.path for one in left])
         if records and state is TrialState.COMPLETE and self._best is not None:
             self._drop(self._best.offer(running.trial_id, outcome.values[0]))
+        for trial_id in list(self._kept_for_retries):
+            self._drop(trial_id)
 
     def folder(self, number: int) -> str:
         """Folder or URI of a trial's checkpoints."""
         return f"{self._checkpoints}/{self._held.uid[:12]}/{number}"
 
     def _drop(self, trial_id: int | None) -> None:
-        """Delete every checkpoint of a trial."""
-        if trial_id is not None:
+        """Delete every checkpoint of a trial, once no retry may start from it."""
+        if trial_id is not None and self._origins.needed(trial_id):
+            self._kept_for_retries.add(trial_id)
+        elif trial_id is not None:
+            self._kept_for_retries.discard(trial_id)
             records = self._held.checkpoints(trial_id)
             self._delete(trial_id, records, retention.expendable(records, 0, over=True))
 
@@ -378,6 +407,7 @@ class Attempts:
         for one in damaged:
             lost = {"attempt": one.attempt, "step": one.step, "path": one.shards[0].path}
             self._study.event("checkpoint_damaged", lost, trial_id=end.trial_id, attempt=end.attempt)
+        start = start or self._origins.start(end.trial_id)
         attributes = start.attributes if start else self._held.first_attributes(end.trial_id)
         step = start.step if start else -1
         detail = {"reason": end.reason, "message": end.message, "why": why, "from_step": step, "delay": delay}

@@ -27,6 +27,8 @@ _COMMANDS = {
     "show": "trials",
     "best": "best",
     "stop": "stop",
+    "retry": "again",
+    "enqueue": "again",
     "export": "moving",
     "copy": "moving",
     "fork": "moving",

@@ -220,8 +220,11 @@ def bytes_of(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
-def params_of(texts: Iterable[str]) -> dict[str, Any]:
+def params_of(texts: Iterable[str], said: str = "--params ") -> dict[str, Any]:
     """Parameters from ``name=value,name=value``; a value that is no Python literal is text.
+
+    Args:
+        said: how an error begins: where the texts are from.
 
     Raises:
         BadInput: a part has no ``=``, or a name comes twice.
@@ -234,9 +237,9 @@ def params_of(texts: Iterable[str]) -> dict[str, Any]:
     for part in (part for text in texts for part in _split(text)):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name:
-            raise BadInput(f"--params {part.strip()!r}: write NAME=VALUE, such as lr=0.1,width=64")
+            raise BadInput(f"{said}{part.strip()!r}: write NAME=VALUE, such as lr=0.1")
         if name in params:
-            raise BadInput(f"--params: {name!r} is given twice")
+            raise BadInput(f"{said}{name!r} is given twice")
         params[name] = _literal(value)
     return params
 
