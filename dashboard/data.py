@@ -22,7 +22,7 @@ from storage import Database, StorageError, mask_url, reads
 from storage.database import normalise_url
 from storage.views import StudyDetail
 
-__all__ = ["database", "database_name", "problem", "read", "study"]
+__all__ = ["database", "database_name", "forget", "problem", "read", "study"]
 
 SECONDS = 2.0
 """For how long what was read is shown to all viewers."""
@@ -96,6 +96,11 @@ def _read(
     options: Mapping[str, Any],
 ) -> Any:
     return _function(_opened(url, file).engine, *arguments, **options)
+
+
+def forget() -> None:
+    """Read everything anew from now on: something was written."""
+    _read.clear()
 
 
 def study(name: str) -> StudyDetail | None:

@@ -13,7 +13,7 @@ from dashboard.theme import ago, escape, shortened
 from storage import owner as owners
 from storage.views import StudyRow
 
-__all__ = ["badge", "condition", "finished", "now", "owner_text", "resume_command", "storage_option"]
+__all__ = ["badge", "condition", "finished", "is_driven", "now", "owner_text", "resume_command", "storage_option"]
 
 
 def now() -> dt.datetime:
@@ -49,6 +49,11 @@ def owner_text(row: StudyRow, arguments: Sequence[str]) -> str:
     who = owners.shown(row.owner)
     command = shlex.join([PurePath(arguments[0]).name, *arguments[1:]]) if arguments else ""
     return escape(shortened(f"{who}: {command}" if command else who, 160))
+
+
+def is_driven(row: StudyRow) -> bool:
+    """Whether a driver may answer: it lives, or is on another host, where nobody here can say."""
+    return row.owner is not None and owners.alive(row.owner) is not False
 
 
 def finished(row: StudyRow) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import importlib.util
 from typing import Literal
 
 import streamlit as st
 
-from dashboard import contrast, data, links, live
+from dashboard import actions, contrast, data, links, live
 from dashboard.page import asked_study
 from dashboard.theme import ago, escape, shortened
 from storage import failures
@@ -198,8 +197,8 @@ def _links(study: str, label: str, numbers: tuple[int, ...]) -> None:
 
 def _act(study: StudyDetail, group: FailureGroup) -> None:
     """What acts on the whole group, where this dashboard can act."""
-    if group.numbers and importlib.util.find_spec("dashboard.actions"):
-        importlib.import_module("dashboard.actions").retry_all(study, group.numbers, key=group.key)
+    if group.numbers:
+        actions.retry_all(study, group.numbers, key=group.key)
 
 
 if __name__ == "__main__":

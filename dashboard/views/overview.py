@@ -6,7 +6,7 @@ import shlex
 
 import streamlit as st
 
-from dashboard import data, driver, importance, links, live, marks
+from dashboard import actions, data, driver, importance, links, live, marks
 from dashboard.condition import is_failing, is_stale
 from dashboard.estimates import elapsed, range_text, remaining
 from dashboard.history import By, history_chart
@@ -28,7 +28,6 @@ def show() -> None:
     study = asked_study("Overview")
     if study is None:
         return
-    # here: dashboard.actions.of_study(study), what a person may do to it
     st.session_state[_DRAWN] = (study.name, driver.finished(study))
     _counters(study.name)
     left, right = st.columns([3, 2], gap="large")
@@ -42,6 +41,7 @@ def show() -> None:
         _importance(study)
     with right:
         _setup(study)
+    actions.of_study(study)
 
 
 @live.refreshed

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import attempts, curves, data, links, live, pruning, timeline
+from dashboard import actions, attempts, curves, data, links, live, pruning, timeline
 from dashboard.page import asked_study
 from dashboard.theme import COLOURS, ago, dot, duration, escape, number, shortened, value_text
 from storage import reads
@@ -34,7 +34,7 @@ def show() -> None:
         st.page_link("views/trials.py", label="See its trials", query_params={"study": study.name})
         return
     _head(study, trial)
-    # what acts on the trial has its place here, outside of what refreshes
+    actions.of_trial(study, trial)  # outside of what refreshes
     if trial.state in ("RUNNING", "WAITING"):
         live.refreshed(_body)(study, trial.number)
     else:

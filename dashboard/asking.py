@@ -1,0 +1,122 @@
+"""The dashboard's only writes: commands to a driver, whose answer is awaited, and trials to enqueue.
+
+The role of the viewer is checked here, at each write, whatever the page has shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from dashboard import auth, data, driver
+from storage import Database, StorageError, commands, enqueue, reads
+from storage.views import StudyDetail
+
+__all__ = ["ANSWER_WITHIN", "Outcome", "again", "command"]
+
+ANSWER_WITHIN = 5.0
+"""Seconds for a driver to answer, which looks twice a second; then the command is taken back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of an action, for a person.
+
+    Attributes:
+        done: False: it was not, and ``text`` says why.
+        trials: numbers of the trials that it made, of ``study``.
+        next_command: for a shell: what has to follow, or "".
+    """
+
+    done: bool
+    text: str
+    study: str = ""
+    trials: tuple[int, ...] = ()
+    next_command: str = ""
+
+
+_NOT_ALLOWED = Outcome(done=False, text="You may look at everything here; only an editor may change it.")
+
+
+def command(name: str, uid: str, verb: str, arguments: Mapping[str, Any], said: str) -> Outcome:
+    """Ask the driver of a study for something, and wait a little for its answer.
+
+    Other viewers are not held up: each has a thread of its own.
+
+    Args:
+        uid: of the study that was seen: another one of the same name is not meant.
+        said: what to say when it is done.
+    """
+    if not auth.is_editor():
+        return _NOT_ALLOWED
+    database = data.database()
+    try:
+        study = _fresh(database, name)
+        if study is None or study.uid != uid:
+            return Outcome(done=False, text=f"The study {name} was deleted meanwhile.")
+        if not driver.is_driven(study):
+            text = (
+                "No driver runs this study any more, so nothing was sent. The command that goes on with it:"
+            )
+            return Outcome(done=False, text=text, next_command=driver.resume_command(study))
+        sent = commands.send(database, uid, verb, arguments, auth.name())
+        with st.spinner("Waiting for the driver, which looks twice a second…"):
+            answer = _answer(database, sent)
+    except StorageError as error:
+        return Outcome(done=False, text=str(error))
+    finally:
+        data.forget()
+    if answer is None:
+        text = f"The driver did not answer within {ANSWER_WITHIN:g} s, and the command was taken back."
+        return Outcome(done=False, text=text)
+    return Outcome(done=answer == "done", text=said if answer == "done" else f"The driver refused: {answer}")
+
+
+def again(name: str, numbers: Sequence[int], *, from_checkpoint: bool) -> Outcome:
+    """Make new trials of finished ones; whether a driver runs or not."""
+    if not auth.is_editor():
+        return _NOT_ALLOWED
+    database = data.database()
+    try:
+        made = enqueue.again(database, name, numbers, from_checkpoint=from_checkpoint, author=auth.name())
+        study = _fresh(database, name)
+    except StorageError as error:
+        return Outcome(done=False, text=str(error))
+    finally:
+        data.forget()
+    assert study is not None
+    if len(made.numbers) == 1:
+        kind = "is a retry of" if from_checkpoint else "has the parameters of"
+        text = f"Trial {made.numbers[0]} {kind} trial {numbers[0]}"
+    else:
+        text = f"Trials {made.numbers[0]} to {made.numbers[-1]} wait"
+    resume = driver.resume_command(study)
+    if made.over_budget:
+        text += f". The budget of {made.n_trials} does not reach so far; this runs all that wait:"
+        resume += f" --trials {made.needed}"
+    elif driver.is_driven(study):
+        text, resume = f"{text}. The driver starts what waits as soon as a slot is free.", ""
+    else:
+        text += ". No driver runs; this goes on:"
+    return Outcome(done=True, text=text, study=name, trials=made.numbers, next_command=resume)
+
+
+def _fresh(database: Database, name: str) -> StudyDetail | None:
+    """The study as it is now, past the pages' cache."""
+    with database.errors():
+        return reads.study(database.engine, name)
+
+
+def _answer(database: Database, sent: int) -> str | None:
+    """The driver's answer; None: there was none in time, and the command was taken back."""
+    deadline = time.monotonic() + ANSWER_WITHIN
+    while time.monotonic() < deadline:
+        answer = commands.result(database, sent)
+        if answer is not None:
+            return answer
+        time.sleep(0.1)
+    return None if commands.withdraw(database, sent) else commands.result(database, sent)
