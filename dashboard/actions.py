@@ -32,11 +32,12 @@ def of_study(study: StudyDetail) -> None:
     phase = study.driving.phase if study.driving else ""
     _say_phase(study)
     can = driven and _may_act()
+    running = study.states.get("RUNNING", 0)
     with st.container(horizontal=True, gap="small"):
         _pause_button(study, paused=phase == "paused", disabled=not can or phase in _ENDING)
         if st.button("Trials at once…", key="concurrency", disabled=not can or phase in _ENDING):
-            _ask_concurrency(study.name, study.uid, (study.driving and study.driving.most) or 1)
-        running = study.states.get("RUNNING", 0)
+            most = study.driving.most if study.driving else None
+            _ask_concurrency(study.name, study.uid, most or max(1, running))
         if st.button("Stop…", key="stop", disabled=not can or phase in _ENDING):
             _ask_stop(study.name, study.uid, running, now=False)
         if st.button("Stop now…", key="stop-now", disabled=not can or phase == "interrupting"):
@@ -94,7 +95,9 @@ def retry_all(study: StudyDetail, numbers: Sequence[int], key: str = "") -> None
 def _ask_stop(name: str, uid: str, running: int, now: bool) -> None:
     st.text(f"Study {shortened(name, 200)}")
     trials = f"{running} running {'trial' if running == 1 else 'trials'}"
-    if now:
+    if not running:
+        st.text("Nothing new starts, and the driver ends. No trial runs now.")
+    elif now:
         st.text(
             f"Nothing new starts. {trials} may save a checkpoint for some seconds and are then ended; "
             "they go on from there when the study is resumed."

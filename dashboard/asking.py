@@ -98,10 +98,14 @@ def again(name: str, numbers: Sequence[int], *, from_checkpoint: bool) -> Outcom
     if made.over_budget:
         text += f". The budget of {made.n_trials} does not reach so far; this runs all that wait:"
         resume += f" --trials {made.needed}"
-    elif driver.is_driven(study):
-        text, resume = f"{text}. The driver starts what waits as soon as a slot is free.", ""
-    else:
+    elif not driver.is_driven(study):
         text += ". No driver runs; this goes on:"
+    elif study.driving is not None and study.driving.phase in ("draining", "interrupting"):
+        text += ". The driver is ending; this goes on after it:"
+    else:
+        paused = study.driving is not None and study.driving.phase == "paused"
+        when = "once it is resumed" if paused else "as soon as a slot is free"
+        text, resume = f"{text}. The driver starts what waits {when}.", ""
     return Outcome(done=True, text=text, study=name, trials=made.numbers, next_command=resume)
 
 

@@ -189,7 +189,7 @@ def test_a_driver_is_paused_resumed_narrowed_and_stopped(
         yield from until(lambda: len(executor.running) == 3)
         yield from until(lambda: asked.driving() == Driving(phase="running", most=3))
         yield from asked.answer("pause")
-        yield from until(lambda: asked.driving() == Driving(phase="paused", most=3))
+        assert asked.driving() == Driving(phase="paused", most=3)  # before it is answered
         for number in (0, 1, 2):
             executor.finish(number)
         yield from until(lambda: not executor.running)

@@ -123,7 +123,7 @@ def test_stopping_names_its_target_and_its_effect_and_sends_nothing_by_itself(
     test.run()
     shown = texts(test)
     assert "Study main" in shown
-    assert "0 running trials may save a checkpoint" in shown
+    assert "Nothing new starts, and the driver ends. No trial runs now." in shown
     assert {"Stop now", "Cancel"} <= set(buttons(test))
     assert asked == []
 
@@ -208,14 +208,15 @@ def test_a_person_stops_a_study_after_being_asked(chromium: str, tmp_path: Path)
             view.get_by_role("button", name="Stop…").click()
             question = view.get_by_role("dialog")
             expect(question).to_contain_text("Study slow")
-            expect(question).to_contain_text("then the driver ends")
+            expect(question).to_contain_text("Nothing new starts")
             question.get_by_role("button", name="Cancel").click()
             expect(question).to_have_count(0)
             assert driver.poll() is None
             view.get_by_role("button", name="Stop…").click()
             question.get_by_role("button", name="Stop the study").click()
             expect(question).to_have_count(0)
-            expect(view.get_by_text("slow stops: running trials finish, nothing new starts")).to_be_visible()
+            said = view.get_by_role("status").get_by_text("running trials finish, nothing new starts")
+            expect(said).to_be_visible()
             assert driver.wait(timeout=60) == 0
             view.reload()
             expect(view.get_by_text("tuner resume slow").last).to_be_visible()

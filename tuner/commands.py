@@ -6,7 +6,7 @@ The commands and their arguments are those of :func:`storage.commands.send`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,19 +112,27 @@ class Commands:
     Args:
         running: the driver's attempts by number; it changes them.
         grace: seconds that a trial which is asked to stop has to checkpoint.
+        tell: queues what the driver does now, for the readers of the database: it is there before the
+            answer, so that who has the answer sees it.
 
     Attributes:
         orders: that hold now.
     """
 
     def __init__(
-        self, study: DrivenStudy, executor: Executor, running: Mapping[int, Running], grace: float
+        self,
+        study: DrivenStudy,
+        executor: Executor,
+        running: Mapping[int, Running],
+        grace: float,
+        tell: Callable[[], None],
     ) -> None:
         self._study = study
         self._held = study.held
         self._executor = executor
         self._running = running
         self._grace = grace
+        self._tell = tell
         self.orders = Orders()
 
     def discard_old(self) -> None:
@@ -158,4 +166,5 @@ class Commands:
     def _answer(self, command: CommandRecord, result: str) -> None:
         said = {"name": command.name, "author": command.author, "result": result}
         self._study.event("command", {**(command.arguments or {}), **said})
+        self._tell()
         self._held.flush(DoneCommand(command_id=command.command_id, result=result))

@@ -89,7 +89,7 @@ class Driver:
         self._takeover = TakeOver(study, self._attempts, executor, job)
         self._running: dict[int, Running] = {}
         self._due: list[Due] = []
-        self._commands = Commands(study, executor, self._running, job.grace)
+        self._commands = Commands(study, executor, self._running, job.grace, self._say_what_it_does)
         self._unacknowledged: dict[tuple[int, int], int] = {}
         self._said = ""  # what the readers of the database were told that this driver does
         self._interrupting = False

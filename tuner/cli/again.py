@@ -90,4 +90,8 @@ def _next_step(study: StudyRow, done: Enqueued, storage: str | None) -> str:
         )
     if driver_of(study) in ("none", "gone"):
         return f"nobody drives {study.name}: {resume!r} goes on"
-    return "its driver starts what waits as soon as a slot is free"
+    phase = study.driving.phase if study.driving else "running"
+    if phase in ("draining", "interrupting"):
+        return f"its driver is ending: {resume!r} goes on after it"
+    when = "once it is resumed" if phase == "paused" else "as soon as a slot is free"
+    return f"its driver starts what waits {when}"
