@@ -53,8 +53,8 @@ def command(name: str, uid: str, verb: str, arguments: Mapping[str, Any], said: 
     """
     if not auth.is_editor():
         return _NOT_ALLOWED
-    database = data.database()
     try:
+        database = data.database()
         study = _fresh(database, name)
         if study is None or study.uid != uid:
             return Outcome(done=False, text=f"The study {name} was deleted meanwhile.")
@@ -80,8 +80,8 @@ def again(name: str, numbers: Sequence[int], *, from_checkpoint: bool) -> Outcom
     """Make new trials of finished ones; whether a driver runs or not."""
     if not auth.is_editor():
         return _NOT_ALLOWED
-    database = data.database()
     try:
+        database = data.database()
         made = enqueue.again(database, name, numbers, from_checkpoint=from_checkpoint, author=auth.name())
         study = _fresh(database, name)
     except StorageError as error:
