@@ -13,7 +13,16 @@ from dashboard.theme import ago, escape, shortened
 from storage import owner as owners
 from storage.views import StudyRow
 
-__all__ = ["badge", "condition", "finished", "is_driven", "now", "owner_text", "resume_command", "storage_option"]
+__all__ = [
+    "badge",
+    "condition",
+    "finished",
+    "is_driven",
+    "now",
+    "owner_text",
+    "resume_command",
+    "storage_option",
+]
 
 
 def now() -> dt.datetime:
