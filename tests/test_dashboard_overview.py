@@ -121,7 +121,7 @@ class TestOverview:
         shown, said = overview("ended")
         assert shown["Finished"] == "40 of 40"
         assert "Ended: budget of 40 trials spent." in said
-        assert "tuner resume" not in said
+        assert "--trials 50" in said  # the one command that goes on from here
         assert "0123456789ab with uncommitted changes" in said.replace("\\", "")
         assert "of 20 of 20 complete trials" in said
         assert "PED-ANOVA" in said
