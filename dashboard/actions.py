@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard import asking, auth, data, driver
+from dashboard import asking, data, driver
+from dashboard.access import auth
 from dashboard.asking import Outcome
 from dashboard.theme import ago, escape, shortened
 from storage import commands

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import data, gate
+from dashboard import data
+from dashboard.access import gate
 
 PAGES = [
     st.Page("views/studies.py", title="Studies", url_path="studies", default=True),

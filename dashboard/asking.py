@@ -12,7 +12,8 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import auth, data, driver
+from dashboard import data, driver
+from dashboard.access import auth
 from storage import Database, StorageError, commands, enqueue, reads
 from storage.views import StudyDetail
 

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import streamlit as st
 
-from dashboard import auth
+from dashboard.access import auth
 from storage import Database, StorageError, mask_url, reads
 from storage.database import normalise_url
 from storage.views import StudyDetail

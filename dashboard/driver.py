@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from dashboard import data
-from dashboard.condition import Driver, driver_of
+from dashboard.rules.condition import Driver, driver_of
 from dashboard.theme import ago, escape, shortened
 from storage import owner as owners
 from storage.views import StudyRow

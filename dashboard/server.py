@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from dashboard import login
+from dashboard.access import login
 from dashboard.theme import COLOURS
 
 __all__ = ["command"]
@@ -47,7 +47,7 @@ def command(
     would show, and so do passwords for a login.
 
     Args:
-        password_file: a file for the login, as :func:`dashboard.login.passwords` describes it; without
+        password_file: a file for the login, as :func:`dashboard.access.login.passwords` describes it; without
             one, the environment may give passwords, or Streamlit's secrets a provider.
         cert: a TLS certificate, in PEM; with ``key``, its private key.
 
@@ -112,7 +112,7 @@ def _has_provider() -> bool:
     folders = (Path.home(), Path.cwd())
     if not any((folder / ".streamlit" / "secrets.toml").exists() for folder in folders):
         return False
-    from dashboard import oidc
+    from dashboard.access import oidc
 
     problem = oidc.problem()
     if problem:

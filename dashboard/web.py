@@ -11,8 +11,8 @@ from starlette.routing import Route
 from streamlit import net_util
 from streamlit.starlette import App
 
-from dashboard import auth, login
-from dashboard.gate import TICKET
+from dashboard.access import auth, login
+from dashboard.access.gate import TICKET
 
 __all__ = ["app"]
 

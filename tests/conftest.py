@@ -12,7 +12,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from dashboard.login import VARIABLES
+from dashboard.access.login import VARIABLES
 from tests.chaos.table import pytest_runtest_makereport, pytest_terminal_summary, recovered
 from tests.postgres import postgres_server
 from tuner.dispatch import shell

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import asking, auth
+from dashboard import asking
+from dashboard.access import auth
 from storage import Database, Lease, commands, reads
 from storage.views import StudyDetail
 from tests.dashboard_data import fill

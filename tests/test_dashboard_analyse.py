@@ -15,7 +15,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from streamlit.testing.v1 import AppTest
 
-from dashboard import analysis, comparison, param_charts, server
+from dashboard import server
+from dashboard.charts import params as param_charts
+from dashboard.rules import analysis, comparison
 from storage.columns import History, ParamColumn
 from tests.dashboard_data import HOSTILE
 

@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 from streamlit.testing.v1 import AppTest
 
-from dashboard import auth, data, gate, login, oidc, server
+from dashboard import data, server
+from dashboard.access import auth, gate, login, oidc
 from storage import Database, Refused, StorageError
 from storage.tables import commands
 
@@ -94,7 +95,7 @@ def test_without_a_login_this_machines_user_is_an_editor_and_others_see_nothing(
     assert title(test) == "Studies"
     assert not [button for button in test.button if button.label == "Log out"]
     assert (auth.is_editor(), auth.name()) == (True, "dashboard")
-    monkeypatch.setattr("dashboard.auth.address", lambda: "192.0.2.7")
+    monkeypatch.setattr("dashboard.access.auth.address", lambda: "192.0.2.7")
     test = page()
     assert title(test) == "Tuner"
     assert "this machine only" in said(test)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 from streamlit.testing.v1 import AppTest
 
-from dashboard import condition, estimates, marks
-from dashboard.importance import of_sample
-from dashboard.listing import ORDERS, Listed, listed
+from dashboard.parts import marks
+from dashboard.parts.importance import of_sample
+from dashboard.rules import condition, estimates
+from dashboard.rules.listing import ORDERS, Listed, listed
 from storage import Database, progress, reads, samples
 from storage.health import Health, health
 from tests.dashboard_states import ARGUMENTS, DEAD, add_study, here

@@ -14,9 +14,9 @@ from sqlalchemy.engine import Engine
 from streamlit.proto.WidgetStates_pb2 import WidgetState
 from streamlit.testing.v1 import AppTest
 
-from dashboard import pruning
-from dashboard.attempts import differences
-from dashboard.trial_filters import Wanted
+from dashboard.parts.attempts import differences
+from dashboard.parts.trial_filters import Wanted
+from dashboard.rules import pruning
 from dashboard.views.trials import csv_of
 from storage import Database, reads
 from storage.conditions import parse_all, written

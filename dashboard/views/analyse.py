@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from dashboard import data, links, param_views, value_views
+from dashboard import data, links
 from dashboard.page import asked_study
+from dashboard.parts import param_views, value_views
 from storage import columns
 from storage.columns import ValueColumns
 from storage.views import StudyDetail

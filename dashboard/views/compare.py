@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard import analysis, comparison, comparison_charts, data, links, objective, value_charts
+from dashboard import data, links
+from dashboard.charts import comparison as comparison_charts
+from dashboard.charts import values as value_charts
+from dashboard.parts import objective
+from dashboard.rules import analysis, comparison
 from dashboard.theme import duration, escape, number, shortened
 from storage import columns, reads
 from storage.views import StudyDetail

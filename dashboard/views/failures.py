@@ -7,7 +7,8 @@ from typing import Literal
 
 import streamlit as st
 
-from dashboard import actions, contrast, data, links, live
+from dashboard import actions, data, links, live
+from dashboard.charts import contrast
 from dashboard.page import asked_study
 from dashboard.theme import ago, escape, shortened
 from storage import failures

@@ -6,12 +6,13 @@ import shlex
 
 import streamlit as st
 
-from dashboard import actions, data, driver, importance, links, live, marks
-from dashboard.condition import is_failing, is_stale
-from dashboard.estimates import elapsed, range_text, remaining
-from dashboard.history import By, history_chart
+from dashboard import actions, data, driver, links, live
+from dashboard.charts.history import By, history_chart
 from dashboard.page import asked_study
-from dashboard.setup import provenance, settings
+from dashboard.parts import importance, marks
+from dashboard.parts.setup import provenance, settings
+from dashboard.rules.condition import is_failing, is_stale
+from dashboard.rules.estimates import elapsed, range_text, remaining
 from dashboard.theme import duration, escape, number
 from storage import progress
 from storage.health import Health, health

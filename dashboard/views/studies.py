@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard import data, driver, links, live, marks
-from dashboard.listing import FLAGS, ORDERS, Listed, listed
+from dashboard import data, driver, links, live
+from dashboard.parts import marks
+from dashboard.rules.listing import FLAGS, ORDERS, Listed, listed
 from dashboard.theme import badges, escape, number, shortened
 from storage import reads
 from storage.health import health

@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import actions, attempts, curves, data, links, live, pruning, timeline
+from dashboard import actions, data, links, live
+from dashboard.charts import curves
 from dashboard.page import asked_study
+from dashboard.parts import attempts, timeline
+from dashboard.rules import pruning
 from dashboard.theme import COLOURS, ago, dot, duration, escape, number, shortened, value_text
 from storage import reads
 from storage.references import references

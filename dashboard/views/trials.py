@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from dashboard import data, links, live, trial_filters, trial_table
+from dashboard import data, links, live
 from dashboard.page import asked_study
+from dashboard.parts import trial_filters, trial_table
+from dashboard.parts.trial_filters import Wanted
 from dashboard.theme import escape
-from dashboard.trial_filters import Wanted
 from storage import Database, StorageError, exports, reads
 from storage.changes import Cursor
 from storage.conditions import parse_all

@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, driver, gantt, links, live
+from dashboard import data, driver, links, live
+from dashboard.charts import gantt
 from dashboard.page import asked_study
 from dashboard.theme import ago, escape, number, shortened
 from storage import owner as owners

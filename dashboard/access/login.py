@@ -1,6 +1,6 @@
 """The login by password: where the passwords come from, how often one may guess, how long a login lasts.
 
-Nothing here knows of Streamlit. :mod:`dashboard.auth` asks it at the door.
+Nothing here knows of Streamlit. :mod:`dashboard.access.auth` asks it at the door.
 """
 
 from __future__ import annotations

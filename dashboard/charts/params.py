@@ -13,9 +13,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from dashboard import analysis
-from dashboard.axes import RAMP, linear, ramp_of, tip, titled
-from dashboard.charts import Chart
+from dashboard.charts.axes import RAMP, Chart, linear, ramp_of, tip, titled
+from dashboard.rules import analysis
 from dashboard.theme import COLOURS, shortened, value_text
 from storage.columns import ParamColumn
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import altair as alt
 import pandas as pd
 
-from dashboard.axes import FIVE, series_colour, titled
-from dashboard.charts import Chart
-from dashboard.comparison import Best
+from dashboard.charts.axes import FIVE, Chart, series_colour, titled
+from dashboard.rules.comparison import Best
 
 __all__ = ["SERIES", "best_chart"]
 

@@ -7,7 +7,7 @@ import math
 
 import streamlit as st
 
-from dashboard import auth, login, oidc
+from dashboard.access import auth, login, oidc
 
 __all__ = ["TICKET", "account", "is_open"]
 

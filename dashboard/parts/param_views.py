@@ -7,7 +7,10 @@ from collections.abc import Mapping
 
 import streamlit as st
 
-from dashboard import analysis, data, links, objective, param_charts
+from dashboard import data, links
+from dashboard.charts import params as param_charts
+from dashboard.parts import objective
+from dashboard.rules import analysis
 from dashboard.theme import shortened
 from storage import columns
 from storage.columns import ParamColumn, ValueColumns

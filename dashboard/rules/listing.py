@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboard.condition import Driver, is_failing, is_stale
+from dashboard.rules.condition import Driver, is_failing, is_stale
 from storage.health import Health
 from storage.views import StudyRow
 
@@ -33,7 +33,7 @@ FLAGS: Mapping[str, Callable[[Listed], bool]] = {
     "stale": lambda one: is_stale(one.driver, one.health.running),
     "failing": lambda one: is_failing(one.health.newest),
 }
-"""What a study may be shown by; see :mod:`dashboard.condition`."""
+"""What a study may be shown by; see :mod:`dashboard.rules.condition`."""
 
 _NEVER = dt.datetime.min
 

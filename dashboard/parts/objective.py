@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from dashboard import analysis, links
-from dashboard.charts import Chart
+from dashboard import links
+from dashboard.charts.axes import Chart
+from dashboard.rules import analysis
 from dashboard.theme import shortened
 from storage.columns import ValueColumns
 from storage.views import StudyDetail

@@ -10,7 +10,10 @@ import altair as alt
 from dashboard.theme import COLOURS, shortened
 from storage.columns import ParamColumn
 
-__all__ = ["FIVE", "RAMP", "linear", "ramp_of", "series_colour", "tip", "titled"]
+__all__ = ["FIVE", "RAMP", "Chart", "linear", "ramp_of", "series_colour", "tip", "titled"]
+
+Chart = Any
+"""Altair types a layered chart as one of several classes."""
 
 RAMP = ("#c3c8d1", "#8fb0ea", COLOURS["blue"])
 """From what matters less (worse, earlier) to what matters more; seen on white and on black."""

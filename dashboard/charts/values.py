@@ -12,8 +12,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from dashboard.axes import FIVE, RAMP, linear, series_colour, titled
-from dashboard.charts import Chart
+from dashboard.charts.axes import FIVE, RAMP, Chart, linear, series_colour, titled
 from dashboard.theme import COLOURS
 from storage.views import CurvePoint
 

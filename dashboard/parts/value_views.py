@@ -8,7 +8,10 @@ import math
 import pandas as pd
 import streamlit as st
 
-from dashboard import analysis, data, objective, value_charts
+from dashboard import data
+from dashboard.charts import values as value_charts
+from dashboard.parts import objective
+from dashboard.rules import analysis
 from dashboard.theme import COLOURS, shortened
 from storage import reads
 from storage.columns import ValueColumns

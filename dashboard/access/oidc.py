@@ -17,7 +17,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard.login import HOURS, Viewer
+from dashboard.access.login import HOURS, Viewer
 
 __all__ = ["problem", "providers", "refusal", "viewer"]
 

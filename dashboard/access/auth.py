@@ -1,10 +1,11 @@
 """Who looks at the pages, and what they may do.
 
 Without a login: who sits at this machine, an editor; nobody else. With one: who has logged in, by
-password (:mod:`dashboard.login`) or through a provider (:mod:`dashboard.oidc`).
+password (:mod:`dashboard.access.login`) or through a provider (:mod:`dashboard.access.oidc`).
 
-The entry shows pages only behind :mod:`dashboard.gate`. A callback, and a part that refreshes itself, run
-without the entry: so each read asks :func:`require_login`, and each write :func:`require_editor`, again.
+The entry shows pages only behind :mod:`dashboard.access.gate`. A callback, and a part that refreshes
+itself, run without the entry: so each read asks :func:`require_login`, and each write
+:func:`require_editor`, again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 
 import streamlit as st
 
-from dashboard import login, oidc
+from dashboard.access import login, oidc
 from storage import Refused
 
 __all__ = [

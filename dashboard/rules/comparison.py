@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dashboard import analysis
+from dashboard.rules import analysis
 from dashboard.theme import value_text
 from storage.columns import History
 from storage.views import StudyDetail

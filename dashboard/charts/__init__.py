@@ -1,0 +1,1 @@
+"""Charts as Altair specifications: values in, a chart out."""

@@ -1,0 +1,1 @@
+"""What the pages say of what was read: plain functions, no page, no database."""
