@@ -1,5 +1,5 @@
-# make demo | test | test-gpu | lint | chaos | bench-store | bench-train: each installs what is missing, and
-# nothing again the second time.
+# make demo | test | test-gpu | lint | chaos | bench-store | bench-train | bench-dashboard: each installs
+# what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint format chaos bench-store bench-train install install-dev install-peers clean
+.PHONY: demo test test-gpu lint format chaos bench-store bench-train bench-dashboard install install-dev install-peers clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -38,6 +38,10 @@ chaos: install-peers
 # Some minutes: the store against Optuna's, and the figures to reach; ARGS="--quick" for a look.
 bench-store: install-dev
 	$(BIN)/python -m tests.benchmarks.store $(ARGS)
+
+# A quarter of an hour: every page at 10,000 trials, beside optuna-dashboard; nothing else should run meanwhile.
+bench-dashboard: install-peers
+	$(BIN)/python -m tests.benchmarks.pages $(ARGS)
 
 # Some minutes: what Tuner costs a training, beside torchrun and Ray Tune; nothing else should run meanwhile.
 bench-train: install-peers

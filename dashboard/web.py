@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import streamlit as st
@@ -11,10 +13,15 @@ from starlette.routing import Route
 from streamlit import net_util
 from streamlit.starlette import App
 
+from dashboard import views
 from dashboard.access import auth, login
 from dashboard.access.gate import TICKET
 
 __all__ = ["app"]
+
+for _, name, _ in pkgutil.iter_modules(views.__path__):
+    # what the pages need is there before somebody looks: pandas, Altair and Optuna take more than a second
+    importlib.import_module(f"{views.__name__}.{name}")
 
 # To judge the origin of a request Streamlit would ask an outside service for this machine's address.
 net_util.get_external_ip = lambda: None

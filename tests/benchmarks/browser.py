@@ -17,7 +17,10 @@ FLAGS = (
 )
 
 PAINTED = """marker => {
-  const shown = one => one.offsetParent !== null && one.getBoundingClientRect().height > 0;
+  const shown = one => {  // tables below the fold are drawn when they are scrolled to
+    const box = one.getBoundingClientRect();
+    return one.offsetParent !== null && box.height > 0 && box.top < innerHeight - 60;
+  };
   const all = (selector, is) => [...document.querySelectorAll(selector)].filter(shown).every(is);
   const app = document.querySelector('[data-testid=stApp]');
   return app !== null && app.dataset.testScriptState === 'notRunning'
