@@ -19,9 +19,9 @@ from dashboard.access.gate import TICKET
 
 __all__ = ["app"]
 
-for _, name, _ in pkgutil.iter_modules(views.__path__):
+for view in pkgutil.iter_modules(views.__path__):
     # what the pages need is there before somebody looks: pandas, Altair and Optuna take more than a second
-    importlib.import_module(f"{views.__name__}.{name}")
+    importlib.import_module(f"{views.__name__}.{view.name}")
 
 # To judge the origin of a request Streamlit would ask an outside service for this machine's address.
 net_util.get_external_ip = lambda: None
