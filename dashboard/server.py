@@ -27,7 +27,7 @@ _SETTINGS = {
     "global.developmentMode": "false",
     "logger.hideWelcomeMessage": "true",  # which asks an outside service for this machine's address
     **{f"theme.{mode}.{name}Color": colour for mode in ("light", "dark") for name, colour in COLOURS.items()},
-    "theme.light.primaryColor": COLOURS["blue"],
+    "theme.light.primaryColor": "#2a58b5",
     "theme.dark.primaryColor": "#6f9bef",
 }
 

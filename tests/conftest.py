@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,3 +65,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def sqlite_url(tmp_path: Path) -> str:
     """URL of an empty SQLite database."""
     return f"sqlite:///{tmp_path}/tuner.db"
+
+
+@pytest.fixture
+def chromium() -> str:
+    """Its program; outside of CI, skips the test where there is none."""
+    found = shutil.which("chromium")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI has no Chromium: install Debian's package 'chromium'")
+        pytest.skip("there is no Chromium on this machine")
+    return found

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.browser import FLAGS
 from tests.dashboard_data import HOSTILE, fill
 from tests.dashboard_server import served
 
 pytestmark = pytest.mark.browser
-
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-
-
-@pytest.fixture
-def chromium() -> str:
-    found = shutil.which("chromium")
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI has no Chromium: install Debian's package 'chromium'")
-        pytest.skip("there is no Chromium on this machine")
-    return found
 
 
 @pytest.fixture
@@ -45,7 +29,7 @@ def test_a_person_finds_out_why_a_trial_failed(chromium: str, address: str) -> N
 
     outside: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
         page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
         page.set_default_timeout(30_000)
         expect.set_options(timeout=30_000)

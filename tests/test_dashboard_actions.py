@@ -15,12 +15,10 @@ from dashboard import asking
 from dashboard.access import auth
 from storage import Database, Lease, commands, reads
 from storage.views import StudyDetail
+from tests.benchmarks.browser import FLAGS
 from tests.dashboard_data import fill
 from tests.dashboard_server import served
-from tests.test_browser import FLAGS, chromium
 from tests.test_dashboard import page, texts
-
-__all__ = ["chromium"]
 
 ROOT = Path(__file__).parent.parent
 ACTING = ("Pause", "Trials at once…", "Stop…", "Stop now…", "Retry", "Enqueue again")
@@ -203,7 +201,7 @@ def test_a_person_stops_a_study_after_being_asked(chromium: str, tmp_path: Path)
     driver = subprocess.Popen([sys.executable, str(tmp_path / "slow.py"), url], cwd=ROOT)
     try:
         with served(url, tmp_path) as address, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+            browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
             view = browser.new_context(viewport={"width": 1280, "height": 1400}).new_page()
             view.set_default_timeout(60_000)
             expect.set_options(timeout=60_000)
