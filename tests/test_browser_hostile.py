@@ -11,10 +11,8 @@ import optuna
 import pytest
 
 import tuner
+from tests.benchmarks.browser import FLAGS
 from tests.dashboard_server import served
-from tests.test_browser import FLAGS, chromium
-
-__all__ = ["chromium"]
 
 pytestmark = pytest.mark.browser
 
@@ -97,7 +95,7 @@ def test_hostile_names_are_text_on_every_page(chromium: str, tmp_path: Path) -> 
         served(f"sqlite:///{tmp_path}/tuner.db", tmp_path, str(passwords)) as address,
         sync_playwright() as playwright,
     ):
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
         context = browser.new_context(viewport={"width": 1280, "height": 1000})
         page = context.new_page()
         page.set_default_timeout(30_000)
