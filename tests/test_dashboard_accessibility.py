@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.browser import FLAGS, Viewer
+from tests.benchmarks.browser import FLAGS, VIEWPORT, Viewer
 from tests.benchmarks.pages import PAGES
 from tests.dashboard_data import fill
 from tests.dashboard_server import served
@@ -24,7 +24,7 @@ def test_no_page_has_a_serious_finding_in_either_theme(chromium: str, tmp_path: 
     with sync_playwright() as playwright, served(url, tmp_path) as address:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
         for scheme in ("light", "dark"):
-            page = browser.new_context(color_scheme=scheme).new_page()
+            page = browser.new_context(color_scheme=scheme, viewport=VIEWPORT).new_page()
             for one in PAGES:
                 path = one.path.replace("study=bench", "study=main").replace("n=103", "n=3")
                 Viewer(page=page).open(address + path, dict(one.marker))

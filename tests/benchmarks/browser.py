@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["FLAGS", "Loaded", "Viewer", "viewer"]
+__all__ = ["FLAGS", "VIEWPORT", "Loaded", "Viewer", "viewer"]
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+
+VIEWPORT: Any = {"width": 1280, "height": 1000}
 
 PAINTED = """marker => {
   const shown = one => {  // tables below the fold are drawn when they are scrolled to
@@ -84,7 +86,7 @@ def viewer(playwright: Any) -> Iterator[Viewer]:
     """A browser of its own with an empty cache."""
     browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS))
     try:
-        page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+        page = browser.new_context(viewport=VIEWPORT).new_page()
         found = Viewer(page=page)
         network = page.context.new_cdp_session(page)
         network.send("Network.enable")
