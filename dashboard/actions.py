@@ -2,7 +2,8 @@
 
 A page calls :func:`of_study`, :func:`of_trial` or :func:`retry_all` where its buttons are to be. What
 they act on is fixed when a question opens: the names and numbers are arguments of the dialog, never
-read from a selection or the address again. The writing itself is in :mod:`dashboard.asking`.
+read from a selection or the address again. Streamlit knows a button by its key alone, so each key names
+its target: a click that arrives after its page was left presses nothing of the next page. The writing itself is in :mod:`dashboard.asking`.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def of_study(study: StudyDetail) -> None:
     running = study.states.get("RUNNING", 0)
     with st.container(horizontal=True, gap="small"):
         _pause_button(study, paused=phase == "paused", disabled=not can or phase in _ENDING)
-        if st.button("Trials at once…", key="concurrency", disabled=not can or phase in _ENDING):
+        if st.button("Trials at once…", key=f"concurrency-{study.uid}", disabled=not can or phase in _ENDING):
             most = study.driving.most if study.driving else None
             _ask_concurrency(study.name, study.uid, most or max(1, running))
-        if st.button("Stop…", key="stop", disabled=not can or phase in _ENDING):
+        if st.button("Stop…", key=f"stop-{study.uid}", disabled=not can or phase in _ENDING):
             _ask_stop(study.name, study.uid, running, now=False)
-        if st.button("Stop now…", key="stop-now", disabled=not can or phase == "interrupting"):
+        if st.button("Stop now…", key=f"stop-now-{study.uid}", disabled=not can or phase == "interrupting"):
             _ask_stop(study.name, study.uid, running, now=True)
     if not driven:
         command, done = driver.resume_command(study), driver.finished(study)
@@ -60,11 +61,12 @@ def of_study(study: StudyDetail) -> None:
 def of_trial(study: StudyDetail, trial: TrialDetail) -> None:
     """Stop a running trial; retry or enqueue again one that has ended."""
     about, number = f"trial {trial.number} of {study.name}", trial.number
+    seen = f"{study.study_id}-{study.uid}-{number}"  # a click on a page that was left means that one's trial
     _show_outcome(about)
     may = _may_act()
     if trial.state == "RUNNING" and trial.attempts:
         driven = driver.is_driven(study)
-        if st.button("Stop this trial…", key="stop-trial", disabled=not may or not driven):
+        if st.button("Stop this trial…", key=f"stop-trial-{seen}", disabled=not may or not driven):
             _ask_stop_trial(study.name, study.uid, number)
         if not driven:
             st.caption("No driver runs this trial now. The command that goes on with the study, and with it:")
@@ -76,11 +78,11 @@ def of_trial(study: StudyDetail, trial: TrialDetail) -> None:
         )
         with st.container(horizontal=True, gap="small"):
             help_text = f"A new trial with the same parameters, {start}."
-            if st.button("Retry", key="retry", help=help_text, disabled=not may):
-                _finish(about, asking.again(study.name, [number], from_checkpoint=True))
+            if st.button("Retry", key=f"retry-{seen}", help=help_text, disabled=not may):
+                _finish(about, asking.again(study.name, study.uid, [number], from_checkpoint=True))
             help_text = "A new trial with the same parameters, from nothing."
-            if st.button("Enqueue again", key="again", help=help_text, disabled=not may):
-                _finish(about, asking.again(study.name, [number], from_checkpoint=False))
+            if st.button("Enqueue again", key=f"again-{seen}", help=help_text, disabled=not may):
+                _finish(about, asking.again(study.name, study.uid, [number], from_checkpoint=False))
 
 
 def retry_all(study: StudyDetail, numbers: Sequence[int], key: str = "") -> None:
@@ -93,8 +95,8 @@ def retry_all(study: StudyDetail, numbers: Sequence[int], key: str = "") -> None
     _show_outcome(about)
     count = len(numbers)
     label = "Retry this trial…" if count == 1 else f"Retry all {count}…"
-    if st.button(label, key=f"retry-all-{key}", disabled=not count or not _may_act()):
-        _ask_retry(study.name, tuple(numbers), driver.finished(study), study.n_trials, about)
+    if st.button(label, key=f"retry-all-{study.uid}-{key}", disabled=not count or not _may_act()):
+        _ask_retry(study.name, study.uid, tuple(numbers), driver.finished(study), study.n_trials, about)
 
 
 # ---------------------------------------------------------------------- questions
@@ -148,7 +150,9 @@ def _ask_concurrency(name: str, uid: str, most: int) -> None:
 
 
 @st.dialog("Retry these trials?")
-def _ask_retry(name: str, numbers: tuple[int, ...], finished: int, budget: int | None, about: str) -> None:
+def _ask_retry(
+    name: str, uid: str, numbers: tuple[int, ...], finished: int, budget: int | None, about: str
+) -> None:
     st.text(f"Study {shortened(name, 200)}")
     more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
     st.text(f"Trials {', '.join(map(str, numbers[:_NAMED]))}{more}")
@@ -158,7 +162,7 @@ def _ask_retry(name: str, numbers: tuple[int, ...], finished: int, budget: int |
         f"left. The {len(numbers)} count against the budget.{spent}"
     )
     if _confirmed(f"Retry {len(numbers)}"):
-        _finish(about, asking.again(name, numbers, from_checkpoint=True))
+        _finish(about, asking.again(name, uid, numbers, from_checkpoint=True))
 
 
 def _confirmed(label: str) -> bool:
@@ -199,10 +203,10 @@ def _say_phase(study: StudyDetail) -> None:
 
 def _pause_button(study: StudyDetail, *, paused: bool, disabled: bool) -> None:
     about = f"study {study.name}"
-    if paused and st.button("Resume", key="resume", type="primary", disabled=disabled):
+    if paused and st.button("Resume", key=f"resume-{study.uid}", type="primary", disabled=disabled):
         said = "resumed: trials start again"
         _finish(about, asking.command(study.name, study.uid, "resume", {}, said))
-    if not paused and st.button("Pause", key="pause", disabled=disabled):
+    if not paused and st.button("Pause", key=f"pause-{study.uid}", disabled=disabled):
         said = "paused: nothing new starts, running trials go on"
         _finish(about, asking.command(study.name, study.uid, "pause", {}, said))
 

@@ -17,10 +17,15 @@ from dashboard.access import auth
 from storage import Database, StorageError, commands, enqueue, reads
 from storage.views import StudyDetail
 
-__all__ = ["ANSWER_WITHIN", "Outcome", "again", "command"]
+__all__ = ["ANSWER_WITHIN", "DOUBLE_CLICK", "Outcome", "again", "command"]
 
 ANSWER_WITHIN = 5.0
 """Seconds for a driver to answer, which looks twice a second; then the command is taken back."""
+
+DOUBLE_CLICK = 1.0
+"""Seconds after the outcome in which the same wish of the same window is the second click of a double one."""
+
+_LAST = "last asked again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +82,38 @@ def command(name: str, uid: str, verb: str, arguments: Mapping[str, Any], said: 
     return Outcome(done=answer == "done", text=said if answer == "done" else f"The driver refused: {answer}")
 
 
-def again(name: str, numbers: Sequence[int], *, from_checkpoint: bool) -> Outcome:
-    """Make new trials of finished ones; whether a driver runs or not."""
+def again(name: str, uid: str, numbers: Sequence[int], *, from_checkpoint: bool) -> Outcome:
+    """Make new trials of finished ones; whether a driver runs or not.
+
+    The second click of a double one, which the browser sends as well, has the outcome of the first.
+
+    Args:
+        uid: of the study that was seen: another one of the same name is not meant.
+    """
     if not auth.is_editor():
         return _NOT_ALLOWED
+    asked = (uid, tuple(numbers), from_checkpoint)
+    before, moment, outcome = st.session_state.get(_LAST, (None, 0.0, None))
+    if outcome is None or before != asked or time.monotonic() - moment > DOUBLE_CLICK:
+        outcome = _again(name, uid, numbers, from_checkpoint)
+        st.session_state[_LAST] = (asked, time.monotonic(), outcome)
+    found: Outcome = outcome
+    return found
+
+
+def _again(name: str, uid: str, numbers: Sequence[int], from_checkpoint: bool) -> Outcome:
     try:
         database = data.database()
-        made = enqueue.again(database, name, numbers, from_checkpoint=from_checkpoint, author=auth.name())
+        made = enqueue.again(
+            database, name, numbers, from_checkpoint=from_checkpoint, author=auth.name(), uid=uid
+        )
         study = _fresh(database, name)
     except StorageError as error:
         return Outcome(done=False, text=str(error))
     finally:
         data.forget()
-    assert study is not None
+    if study is None:
+        return Outcome(done=False, text=f"The study {name} was deleted meanwhile.")
     if len(made.numbers) == 1:
         kind = "is a retry of" if from_checkpoint else "has the parameters of"
         text = f"Trial {made.numbers[0]} {kind} trial {numbers[0]}"

@@ -54,7 +54,13 @@ class Enqueued:
 
 
 def again(
-    database: Database, name: str, numbers: Sequence[int], *, from_checkpoint: bool, author: str
+    database: Database,
+    name: str,
+    numbers: Sequence[int],
+    *,
+    from_checkpoint: bool,
+    author: str,
+    uid: str | None = None,
 ) -> Enqueued:
     """Let finished trials run once more as new trials with the same parameters; all of them or none.
 
@@ -62,15 +68,18 @@ def again(
         numbers: each once, in the order in which they are to start.
         from_checkpoint: retry: go on from what the old trial saved; else from nothing.
         author: ``host:pid`` of a command line, or the user of the dashboard.
+        uid: of the study that was seen: another one of the same name is not meant. None: any.
 
     Raises:
-        UnknownStudy: there is no study of that name.
+        UnknownStudy: there is no study of that name, or not the one that was seen.
         Refused: names the trials that are not there, or not finished; nothing was written.
     """
     asked = list(dict.fromkeys(numbers))
     if not asked:
         raise Refused("name at least one trial")
     record = _record(database, name)
+    if uid is not None and record.uid != uid:
+        raise UnknownStudy(f"the study {name!r} was deleted meanwhile, and another one has its name")
     with database.errors(), database.write() as connection:
         studies.lock(connection, record.study_id)
         old = _finished(connection, record.study_id, asked)

@@ -95,7 +95,7 @@ def test_a_viewer_sees_the_buttons_and_can_press_none(
         assert "an editor may change it" in texts(test)
     before = reads.trials(database.engine, "main").total
     assert not asking.command("main", driven.uid, "stop", {"now": True}, "stops").done
-    assert not asking.again("main", [3], from_checkpoint=True).done
+    assert not asking.again("main", driven.uid, [3], from_checkpoint=True).done
     assert commands.recent(database.engine, "main", 1) == []
     assert reads.trials(database.engine, "main").total == before
 
@@ -149,14 +149,50 @@ def test_a_retry_is_shown_with_the_command_that_runs_it(database: Database) -> N
     assert said.startswith(f"Trial {number} is a retry of trial 3. The budget of 8 does not reach so far")
     assert f"--trials {number + 1}" in texts(test)
     assert "Retry" not in buttons(page("trial", study="main", n=str(number)))
-    assert asking.again("main", [number], from_checkpoint=True).text.startswith(
+    uid = seen(database).uid
+    assert asking.again("main", uid, [number], from_checkpoint=True).text.startswith(
         f"trial {number} did not end yet"
     )
-    fresh = asking.again("main", [3, 4], from_checkpoint=False)
+    fresh = asking.again("main", uid, [3, 4], from_checkpoint=False)
     assert fresh.trials == (number + 1, number + 2)
     asked = commands.recent(database.engine, "main", 2)
     assert [(row.name, row.author) for row in asked] == [("enqueue", "dashboard"), ("retry", "dashboard")]
     assert "What was asked" in [expander.label for expander in page("overview", study="main").expander]
+
+
+def test_a_click_on_a_page_that_was_left_acts_on_no_other_trial(database: Database) -> None:
+    """As when somebody pages on, and presses the button of the page that is still seen."""
+    before = reads.trials(database.engine, "main").total
+    test = page("trial", study="main", n="5")
+    buttons(test)["Retry"].click()
+    test.query_params["n"] = "6"
+    test.run()
+    assert "Trial 6" in texts(test)
+    assert [*test.success, *test.error] == []
+    assert reads.trials(database.engine, "main").total == before
+
+
+def test_a_double_click_makes_one_trial_and_another_study_of_that_name_none(
+    monkeypatch: pytest.MonkeyPatch, database: Database
+) -> None:
+    def script() -> None:
+        from dashboard import asking, data
+
+        study = data.study("main")
+        assert study is not None
+        for _ in range(2):
+            asking.again("main", study.uid, [5], from_checkpoint=True)
+        asking.again("main", "uid of one that was deleted", [6], from_checkpoint=True)
+
+    before = reads.trials(database.engine, "main").total
+    test = AppTest.from_function(script, default_timeout=30).run()
+    assert [error.value for error in test.exception] == []
+    assert reads.trials(database.engine, "main").total == before + 1
+    outcome = asking.again("main", "uid of one that was deleted", [6], from_checkpoint=True)
+    assert outcome.text == "the study 'main' was deleted meanwhile, and another one has its name"
+    monkeypatch.setattr(asking, "DOUBLE_CLICK", -1.0)
+    test.run()
+    assert reads.trials(database.engine, "main").total == before + 3
 
 
 def test_a_group_is_named_before_it_is_retried(database: Database) -> None:
