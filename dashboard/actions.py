@@ -3,7 +3,8 @@
 A page calls :func:`of_study`, :func:`of_trial` or :func:`retry_all` where its buttons are to be. What
 they act on is fixed when a question opens: the names and numbers are arguments of the dialog, never
 read from a selection or the address again. Streamlit knows a button by its key alone, so each key names
-its target: a click that arrives after its page was left presses nothing of the next page. The writing itself is in :mod:`dashboard.asking`.
+its target: a click that arrives after its page was left presses nothing of the next page. The writing
+itself is in :mod:`dashboard.asking`.
 """
 
 from __future__ import annotations

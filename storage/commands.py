@@ -98,6 +98,6 @@ def arguments_of(text: str) -> dict[str, Any] | None:
     """The arguments of a row; None where they are no JSON object: rows may be written by hand."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # so deeply nested that Python gives up
         return None
     return found if isinstance(found, dict) else None

@@ -268,11 +268,12 @@ while study().driving is None:
 print(ask("pause"))
 while study().driving.phase != "paused":
     time.sleep(0.02)
-with database.write() as connection:  # a row by hand
-    connection.exec_driver_sql(
-        "INSERT INTO tuner_commands (study_uid, name, arguments, author, created_at) "
-        "SELECT study_uid, 'stop', '[1', 'hand', created_at FROM tuner_commands LIMIT 1"
-    )
+with database.write() as connection:  # rows by hand
+    for arguments in ("[1", "[" * 100_000):
+        connection.exec_driver_sql(
+            "INSERT INTO tuner_commands (study_uid, name, arguments, author, created_at) "
+            f"SELECT study_uid, 'stop', '{arguments}', 'hand', created_at FROM tuner_commands LIMIT 1"
+        )
 print(ask("resume"))
 print(ask("stop"))
 """
@@ -293,8 +294,8 @@ def test_another_process_pauses_an_inline_driver_and_a_row_by_hand_harms_nothing
     run(tuner.load_study("s", storage=sqlite_url), slowly)
     assert person.communicate(timeout=30)[0].split() == ["done", "done", "done"]
     assert commands.result(asked.database, old) == "no driver was there to do it"
-    (by_hand,) = (row for row in commands.recent(asked.database.engine, "s") if row.author == "hand")
-    assert by_hand.result == "stop: the arguments are no JSON object"
+    by_hand = [row for row in commands.recent(asked.database.engine, "s") if row.author == "hand"]
+    assert [row.result for row in by_hand] == ["stop: the arguments are no JSON object"] * 2
 
 
 # ---------------------------------------------------------------------- once more
