@@ -8,6 +8,7 @@ import streamlit as st
 
 from dashboard import data
 from dashboard.access import gate
+from storage import StorageError
 
 PAGES = [
     st.Page("views/studies.py", title="Studies", url_path="studies", default=True),
@@ -31,7 +32,11 @@ def main() -> None:
     gate.account()
     trouble = data.problem()
     if trouble is None:
-        page.run()
+        try:
+            page.run()
+        except StorageError as error:  # it went away, or is locked, under the page
+            st.error("This page could not be read to its end. Load it again.")
+            st.text(str(error))
         return
     st.title("Tuner")
     st.error("The database cannot be read.")

@@ -95,7 +95,9 @@ def _read(
     arguments: tuple[Any, ...],
     options: Mapping[str, Any],
 ) -> Any:
-    return _function(_opened(url, file).engine, *arguments, **options)
+    database = _opened(url, file)
+    with database.errors():
+        return _function(database.engine, *arguments, **options)
 
 
 def forget() -> None:

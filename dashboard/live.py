@@ -12,6 +12,8 @@ from typing import Any, ParamSpec
 
 import streamlit as st
 
+from storage import StorageError
+
 __all__ = ["EVERY", "is_live", "refreshed", "switch"]
 
 EVERY = 5.0
@@ -34,11 +36,18 @@ def switch() -> None:
 
 
 def refreshed(function: Callable[_P, None]) -> Callable[_P, None]:
-    """A part of a page that runs again on its own, and says below when it last did."""
+    """A part of a page that runs again on its own, and says below when it last did.
+
+    Where the database could not be read it says so, until it can again.
+    """
 
     @functools.wraps(function)
     def shown(*arguments: _P.args, **options: _P.kwargs) -> None:
-        function(*arguments, **options)
+        try:
+            function(*arguments, **options)
+        except StorageError as error:
+            st.error("This part could not be read.")
+            st.text(str(error))
         st.caption(f"updated {dt.datetime.now():%H:%M:%S}", text_alignment="right")
 
     @functools.wraps(function)

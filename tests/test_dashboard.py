@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import server, theme
-from storage import Database
+from dashboard import data, server, theme
+from storage import Database, progress
 from tests.dashboard_data import HOSTILE, fill
 
 APP = str(Path(server.__file__).with_name("app.py"))
@@ -170,3 +171,29 @@ def test_numbers_and_times_are_short() -> None:
         "2.0 h",
         "2 d",
     ]
+
+
+def test_a_database_that_goes_away_under_a_page_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    monkeypatch.setenv("TUNER_STORAGE", url)
+    fill(url)
+    test = page("overview", study="main")
+    with sqlite3.connect(tmp_path / "tuner.db") as other:
+        other.execute("ALTER TABLE trial_values RENAME TO gone")
+    data.forget()
+    test.run()
+    assert [error.value for error in test.exception] == []
+    assert "This page could not be read to its end. Load it again." in texts(test)
+    assert "no such table: trial_values" in texts(test)
+    with sqlite3.connect(tmp_path / "tuner.db") as other:
+        other.execute("ALTER TABLE gone RENAME TO trial_values")
+    monkeypatch.setattr(
+        progress, "running", lambda engine, name: engine.connect().exec_driver_sql("nonsense")
+    )
+    data.forget()
+    test.run()
+    assert [error.value for error in test.exception] == []
+    assert "This part could not be read." in texts(test)
+    assert "Best trial" in texts(test)
