@@ -24,6 +24,8 @@ _CONDITION = re.compile(
 _QUOTED = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''
 _COMMA = re.compile(rf"({_QUOTED})|(,)")
 _AND = re.compile(rf"({_QUOTED})|(\s+and\s+)")
+_LONGEST = 5000  # characters of conditions: the time of the patterns above grows with the square
+_MOST = 50  # conditions: a database needs seconds for hundreds
 
 
 def parse(text: str) -> Filter:
@@ -81,7 +83,12 @@ def parse_all(text: str) -> tuple[Filter, ...]:
         >>> len(parse_all("lr<0.1 and optimizer=adam"))
         2
     """
-    return tuple(parse(part) for part in _split(_AND, text)) if text.strip() else ()
+    if len(text) > _LONGEST:
+        raise Refused(f"conditions of {len(text)} characters are too long; give at most {_LONGEST}")
+    parts = _split(_AND, text) if text.strip() else []
+    if len(parts) > _MOST:
+        raise Refused(f"{len(parts)} conditions are too many; give at most {_MOST}")
+    return tuple(parse(part) for part in parts)
 
 
 def written(name: str, sign: str, value: str, kind: str = "param") -> str:

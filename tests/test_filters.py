@@ -381,6 +381,14 @@ def test_any_text_is_a_condition_or_refused(text: str) -> None:
         parse_all(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["lr<1" + " " * 1_000_000 + "x", '"' + '\\"' * 500_000, " and ".join(["lr<1"] * 51)]
+)
+def test_conditions_that_would_hold_up_a_server_are_refused_at_once(text: str) -> None:
+    with pytest.raises(Refused, match="at most"):
+        parse_all(text)
+
+
 def test_conditions_are_joined_by_and() -> None:
     assert parse_all("  ") == ()
     assert parse_all("lr<0.1 and optimizer=adam") == (parse("lr<0.1"), parse("optimizer=adam"))
