@@ -25,6 +25,7 @@ __all__ = ["of_study", "of_trial", "retry_all"]
 
 _OUTCOME = "outcome of an action"
 _NAMED = 30  # trials that a question names
+_MOST = 100_000  # trials at once, as a question offers; a run may have been started with more
 _MORE = 10  # trials that the suggested budget adds to one that is spent
 
 
@@ -138,7 +139,7 @@ def _ask_stop_trial(name: str, uid: str, number: int) -> None:
 @st.dialog("How many trials at once?")
 def _ask_concurrency(name: str, uid: str, most: int) -> None:
     st.text(f"Study {shortened(name, 200)}")
-    chosen = int(st.number_input("Trials at once, at most", 1, 100_000, most, key="most"))
+    chosen = int(st.number_input("Trials at once, at most", 1, _MOST, min(most, _MOST), key="most"))
     st.caption("Until this run ends. Trials that run go on; the cluster may hold fewer.")
     about = f"study {name}"
     with st.container(horizontal=True):

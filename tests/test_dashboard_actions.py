@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import asking
+from dashboard import asking, data
 from dashboard.access import auth
-from storage import Database, Lease, commands, reads
+from storage import Database, Lease, commands, reads, tables
 from storage.views import StudyDetail
 from tests.benchmarks.browser import FLAGS
 from tests.dashboard_data import fill
@@ -127,6 +128,23 @@ def test_stopping_names_its_target_and_its_effect_and_sends_nothing_by_itself(
     assert "Nothing new starts, and the driver ends. No trial runs now." in shown
     assert {"Stop now", "Cancel"} <= set(buttons(test))
     assert asked == []
+
+
+def test_a_run_that_was_started_with_more_trials_at_once_than_are_offered_can_be_narrowed(
+    driven: StudyDetail, database: Database
+) -> None:
+    driving = json.dumps({"phase": "running", "why": "", "most": 10**6})
+    with database.write() as connection:
+        connection.execute(tables.studies.update().values(driving=driving))
+    data.forget()
+    test = page("overview", study="main")
+    buttons(test)["Trials at once…"].click()
+    test.run()
+    with database.write() as connection:
+        connection.execute(tables.studies.update().values(driving=None))
+    data.forget()
+    assert [error.value for error in test.exception] == []
+    assert [one.value for one in test.number_input] == [100_000]
 
 
 def test_a_command_that_no_driver_answers_is_taken_back(driven: StudyDetail, database: Database) -> None:

@@ -18,6 +18,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import server
 from dashboard.charts import params as param_charts
 from dashboard.rules import analysis, comparison
+from storage import Database, studies
 from storage.columns import History, ParamColumn
 from tests.dashboard_data import HOSTILE
 
@@ -300,3 +301,16 @@ def test_quartiles_by_step_leave_out_what_is_not_finite() -> None:
 
 def test_names_that_are_cut_to_the_same_stay_apart() -> None:
     assert analysis.apart(["a", "a", "a (2)"]) == ["a", "a (2)", "a (2) (2)"]
+
+
+def test_a_study_with_the_name_of_a_column_is_compared_as_any_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    monkeypatch.setenv("TUNER_STORAGE", url)
+    database = Database(url)
+    for name, seed in (("Setting", 1), ("one", 2)):
+        studies.create(database, name, ["minimize"], seed=seed, sampler="tpe", pruner="median")
+    database.dispose()
+    test = page("compare", study=["Setting", "one"])
+    assert list(test.dataframe[-1].value.columns)[:1] == ["Setting"]

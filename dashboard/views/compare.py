@@ -144,7 +144,7 @@ def _settings(studies: Sequence[StudyDetail], labels: Sequence[str]) -> None:
     setups = [comparison.setup(study, data.read(columns.space, study.name)) for study in studies]
     differ, same = comparison.differing(setups)
     st.subheader("Settings")
-    heads = ["Setting", *labels]
+    heads = analysis.apart(["Setting", *labels])  # a study may have this name, too
     if len(studies) > 1 and differ:
         st.dataframe(pd.DataFrame(differ, columns=heads), hide_index=True, width="stretch")
     elif len(studies) > 1:
