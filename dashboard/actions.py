@@ -26,7 +26,6 @@ __all__ = ["of_study", "of_trial", "retry_all"]
 _OUTCOME = "outcome of an action"
 _NAMED = 30  # trials that a question names
 _MOST = 100_000  # trials at once, as a question offers; a run may have been started with more
-_MORE = 10  # trials that the suggested budget adds to one that is spent
 
 
 def of_study(study: StudyDetail) -> None:
@@ -48,15 +47,7 @@ def of_study(study: StudyDetail) -> None:
         if st.button("Stop now…", key=f"stop-now-{study.uid}", disabled=not can or phase == "interrupting"):
             _ask_stop(study.name, study.uid, running, now=True)
     if not driven:
-        command, done = driver.resume_command(study), driver.finished(study)
-        if study.n_trials and done >= study.n_trials:
-            st.caption("No driver runs this study: its budget is spent. With a larger one it goes on:")
-            command += f" --trials {done + _MORE}"
-        else:
-            st.caption(
-                "No driver runs this study, so nothing can be steered. The command that goes on with it:"
-            )
-        st.code(command, language="shell", wrap_lines=True)
+        st.caption("No driver runs this study, so nothing can be steered; how it goes on is said above.")
     _show_asked(study.name)
 
 

@@ -122,7 +122,7 @@ def _again(name: str, uid: str, numbers: Sequence[int], from_checkpoint: bool) -
     resume = driver.resume_command(study)
     if made.over_budget:
         text += f". The budget of {made.n_trials} does not reach so far; this runs all that wait:"
-        resume += f" --trials {made.needed}"
+        resume += f" --trials {made.needed}" if driver.is_kept(study) else ""
     elif not driver.is_driven(study):
         text += ". No driver runs; this goes on:"
     elif study.driving is not None and study.driving.phase in ("draining", "interrupting"):

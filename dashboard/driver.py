@@ -11,18 +11,22 @@ from dashboard import data
 from dashboard.rules.condition import Driver, driver_of
 from dashboard.theme import ago, escape, shortened
 from storage import owner as owners
-from storage.views import StudyRow
+from storage.views import StudyDetail, StudyRow
 
 __all__ = [
     "badge",
     "condition",
     "finished",
     "is_driven",
+    "is_kept",
+    "next_step",
     "now",
     "owner_text",
     "resume_command",
     "storage_option",
 ]
+
+_MORE = 10  # trials that the suggested budget adds to one that is spent
 
 
 def now() -> dt.datetime:
@@ -70,9 +74,27 @@ def finished(row: StudyRow) -> int:
     return sum(row.states.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
 
 
-def resume_command(row: StudyRow) -> str:
+def is_kept(study: StudyDetail) -> bool:
+    """Whether the study can be resumed by its name: Tuner has run it, and kept with what settings."""
+    return study.seed is not None and bool(study.settings)
+
+
+def next_step(study: StudyDetail) -> tuple[str, str]:
+    """How a study that nobody drives goes on: in words, and the command that does it."""
+    done = finished(study)
+    if not is_kept(study):
+        said = "Tuner has not run it yet. To go on with it:" if study.states else "To start it:"
+        return said, resume_command(study)
+    if study.n_trials and done >= study.n_trials:
+        return "To go on with a larger budget:", f"{resume_command(study)} --trials {done + _MORE}"
+    return "To go on, from the checkpoints of what was interrupted:", resume_command(study)
+
+
+def resume_command(study: StudyDetail) -> str:
     """The command that goes on with a study; names are quoted for a shell."""
-    return f"tuner resume {shlex.quote(row.name)}{storage_option()}"
+    if not is_kept(study):
+        return f"tuner run FILE.py --study {shlex.quote(study.name)}{storage_option()} --trials 100"
+    return f"tuner resume {shlex.quote(study.name)}{storage_option()}"
 
 
 def storage_option() -> str:

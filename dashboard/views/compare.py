@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from dashboard import data, links
+from dashboard import data, driver, links
 from dashboard.charts import comparison as comparison_charts
 from dashboard.charts import values as value_charts
 from dashboard.parts import objective
@@ -34,7 +34,7 @@ def show() -> None:
         st.text("\n".join(shortened(name, 200) for name in unknown[:_MOST]))
     if not known:
         st.info("There is no study in this database yet. Start one:")
-        st.code("tuner run FILE.py --study NAME --trials 20", language="shell")
+        st.code(f"tuner run FILE.py --study NAME --trials 20{driver.storage_option()}", language="shell")
         return
     if "compared" not in st.session_state:
         st.session_state["compared"] = [name for name in asked if name in known][:_MOST]
@@ -65,7 +65,8 @@ def _studies(studies: Sequence[StudyDetail]) -> None:
         st.warning("These studies have different directions: their values cannot be compared.")
     for directions, group in groups.items():
         if len(groups) > 1:
-            st.subheader(" and ".join(directions))
+            names = ", ".join(label for label, _ in group)
+            st.subheader(f"{' and '.join(directions)}: {escape(names)}")
         _values(directions, dict(group), {label: colours[label] for label, _ in group})
     _settings(studies, labels)
 
@@ -80,7 +81,7 @@ def _summary(studies: Sequence[StudyDetail], labels: Sequence[str]) -> None:
                 "Trials": sum(study.states.values()),
                 "Complete": study.states.get("COMPLETE", 0),
                 "Best": number(study.best) if len(study.directions) == 1 else "several objectives",
-                "Best trial": study.best_number,
+                "Best trial": "-" if study.best_number is None else str(study.best_number),
                 "Time": duration(data.read(columns.wall_time, study.name)),
                 "Failed": "-" if share != share else f"{share:.1%}",
             }

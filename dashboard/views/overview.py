@@ -37,12 +37,12 @@ def show() -> None:
     with right:
         _best(study)
     _running(study.name)
+    actions.of_study(study)
     left, right = st.columns([2, 3], gap="large")
     with left:
         _importance(study)
     with right:
         _setup(study)
-    actions.of_study(study)
 
 
 @live.refreshed
@@ -113,12 +113,11 @@ def _condition(study: StudyDetail, of_study: Health) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f":red-badge[failing] {failed} of the newest {ended} trials failed.")
             st.page_link("views/failures.py", label=":blue[See why]", query_params={"study": study.name})
-    activity = f"last activity {marks.moment(study.last_activity)}"
+    activity = f"last activity {marks.moment(study.last_activity)}" if study.last_activity else "no trial yet"
     if state in ("running", "elsewhere"):
         st.caption(driver.owner_text(study, of_study.arguments))
         st.html(f"<small>{activity}</small>")
         return
-    spent = bool(study.n_trials) and driver.finished(study) >= (study.n_trials or 0)
     said = f"Ended: {escape(study.stop_reason)}." if study.stop_reason else ""
     if state != "none":
         said = f"Its driver, {driver.owner_text(study, ())}, " + (
@@ -128,13 +127,9 @@ def _condition(study: StudyDetail, of_study: Health) -> None:
         said += f" :red-badge[stale] {of_study.running} attempts that it began are still recorded as running."
     st.markdown(said or "No driver works on it.")
     st.html(f"<small>{activity}</small>")
-    if not study.uid:
-        st.caption("Optuna alone has run it. To go on under a driver:")
-        name = shlex.quote(study.name)
-        st.code(f"tuner run FILE.py --study {name} --trials 100{driver.storage_option()}", language="shell")
-    elif not spent or state != "none":
-        st.caption("To go on, from the checkpoints of what was interrupted:")
-        st.code(driver.resume_command(study), language="shell", wrap_lines=True)
+    how, command = driver.next_step(study)
+    st.caption(how)
+    st.code(command, language="shell", wrap_lines=True)
 
 
 @st.fragment
@@ -165,9 +160,11 @@ def _history(study: StudyDetail) -> None:
         st.caption("No trial is complete yet. The chart begins with the first one.")
         return
     shown = "" if len(found.shown) == found.total else f", {len(found.shown)} of them as dots"
+    better = len(found.best) - 1
     said = (
-        f"{found.total} complete trials{shown}; the line is the best so far ({study.directions[0]}), "
-        f"improved {len(found.best) - 1} times."
+        f"{found.total} complete {'trial' if found.total == 1 else 'trials'}{shown}; the line is the best so "
+        f"far ({study.directions[0]}), "
+        + ("not improved since the first." if not better else f"improved {better} time{'s'[: better - 1]}.")
     )
     of_study = data.read(progress.progress, study.name)
     began = of_study.first_start if of_study is not None else None
@@ -228,7 +225,8 @@ def _running_row(name: str, row: RunningRow) -> None:
     else:
         curve.caption("no report yet")
     place = ", ".join(row.hosts) or "run by another program"
-    devices = f" on {', '.join(row.devices)}" if row.devices else ""
+    several = "s" if len(row.devices) > 1 else ""
+    devices = f", device{several} {', '.join(row.devices)}" if row.devices else ""
     where.html(f"<small>{marks.text(place + devices)} · started {marks.moment(row.started_at)}</small>")
 
 
@@ -258,7 +256,7 @@ def _setup(study: StudyDetail) -> None:
     with where:
         rows = provenance(study)
         if rows:
-            st.markdown(marks.table(rows, ("of the newest attempt", "")))
+            st.markdown(marks.table(rows, ("newest attempt", "what it ran with")))
         else:
             st.caption("Nothing is recorded: no attempt of a driver has begun.")
     with how:

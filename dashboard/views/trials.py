@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from dashboard import data, links, live
+from dashboard import data, driver, links, live
 from dashboard.page import asked_study
 from dashboard.parts import trial_filters, trial_table
 from dashboard.parts.trial_filters import Wanted
@@ -53,7 +53,7 @@ def _trials(study: StudyDetail) -> None:
     if found.cursor is not None:
         _pulse(study.name, found.cursor)
     if not found.rows:
-        _say_nothing(wanted)
+        _say_nothing(study, wanted)
         return
     chosen = trial_table.choose(study.name, found, data.read(names, study.name))
     if chosen is not None:
@@ -75,11 +75,15 @@ def _pulse(name: str, cursor: Cursor) -> None:
             st.rerun(scope="app")
 
 
-def _say_nothing(wanted: Wanted) -> None:
+def _say_nothing(study: StudyDetail, wanted: Wanted) -> None:
     if wanted.states or wanted.where:
         st.info("No trial is like this. Clear the filters to see all of them.")
     else:
         st.info("This study has no trial yet. They are listed here as soon as a run starts them.")
+        if not driver.is_driven(study):
+            how, command = driver.next_step(study)
+            st.caption(how)
+            st.code(command, language="shell", wrap_lines=True)
 
 
 def _foot(name: str, wanted: Wanted, where: Sequence[Filter], found: Listing) -> None:

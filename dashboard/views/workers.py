@@ -52,7 +52,7 @@ def _driven() -> None:
     driven = [row for row in rows if row.owner is not None]
     if not driven:
         st.info("No study is driven now. Start one, or go on with one of the list:")
-        st.code("tuner run FILE.py --study NAME --trials 20", language="shell")
+        st.code(f"tuner run FILE.py --study NAME --trials 20{driver.storage_option()}", language="shell")
         return
     for row in driven[:50]:
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
@@ -103,15 +103,16 @@ def _heartbeat(study: StudyDetail) -> None:
     if study.owner is None:
         reason = f"Ended: {escape(study.stop_reason)}." if study.stop_reason else "No driver runs."
         newest = f" Last activity {ago(study.last_activity)}." if study.last_activity else ""
-        st.caption(f"{reason}{newest} To go on:")
-        st.code(driver.resume_command(study), language="shell")
+        how, command = driver.next_step(study)
+        st.caption(f"{reason}{newest} {how}")
+        st.code(command, language="shell", wrap_lines=True)
         return
     who = escape(owners.shown(study.owner))
     seen = f"Driver: {who}, heartbeat {ago(study.renewed_at)}"
     moment = None if study.renewed_at is None else f"{study.renewed_at:%Y-%m-%d %H:%M:%S} UTC"
     if owners.alive(study.owner) is False:
         st.warning(f"The driver is gone ({who}). What it ran goes on from its checkpoints:")
-        st.code(driver.resume_command(study), language="shell")
+        st.code(driver.resume_command(study), language="shell", wrap_lines=True)
         return
     st.caption(f"{seen}.", help=moment)
 
