@@ -17,6 +17,7 @@ __all__ = [
     "escape",
     "number",
     "params_text",
+    "said",
     "shortened",
     "value_text",
 ]
@@ -34,6 +35,11 @@ _MEANING = {"COMPLETE": "green", "PRUNED": "orange", "FAIL": "red", "RUNNING": "
 
 STATES: Mapping[str, tuple[str, str]] = {state: (COLOURS[name], name) for state, name in _MEANING.items()}
 """State name: colour in charts, and Streamlit's name of it in text."""
+
+
+def said(state: str) -> str:
+    """A state as a person says it: Optuna's FAIL is ``failed`` on every page."""
+    return "failed" if state == "FAIL" else state.lower()
 
 
 def number(value: float | None) -> str:
@@ -82,6 +88,8 @@ def duration(seconds: float | None) -> str:
     """Seconds as one or two units, such as ``2 min`` or ``3.1 s``."""
     if seconds is None:
         return "-"
+    if 0 < seconds < 0.1:
+        return f"{max(1.0, 1000 * seconds):.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 3600:
@@ -104,13 +112,13 @@ def escape(text: str) -> str:
 
 def dot(state: str) -> str:
     """A state in Markdown: a coloured badge with its text."""
-    return f":{STATES.get(state, ('', 'gray'))[1]}-badge[{escape(state.lower())}]"
+    return f":{STATES.get(state, ('', 'gray'))[1]}-badge[{escape(said(state))}]"
 
 
 def badges(states: Mapping[str, int]) -> str:
     """The counts of states in Markdown, those that are there."""
     shown = [
-        f":{colour}-badge[{states[name]} {name.lower()}]"
+        f":{colour}-badge[{states[name]} {said(name)}]"
         for name, (_, colour) in STATES.items()
         if states.get(name)
     ]

@@ -49,7 +49,7 @@ def test_the_list_shows_every_study_with_its_counts(storage: str) -> None:
     test = page()
     assert test.title[0].value == "Studies"
     assert "4 studies" in texts(test)
-    assert ":red-badge[1 fail]" in texts(test)
+    assert ":red-badge[1 failed]" in texts(test)
     test.text_input[0].set_value("mai").run()
     assert "1 study" in texts(test)
     test.text_input[0].set_value("nothing like this").run()

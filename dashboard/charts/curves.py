@@ -21,12 +21,17 @@ _DOTS = 60  # up to here each report has its dot
 
 
 def curve_chart(
-    lines: Mapping[str, Sequence[CurvePoint]], colours: Mapping[str, str], *, height: int = 280
+    lines: Mapping[str, Sequence[CurvePoint]],
+    colours: Mapping[str, str],
+    *,
+    height: int = 280,
+    title: str = "reported value",
 ) -> Chart:
     """Lines by name, the first one in front; finite values only.
 
     Args:
         colours: of the lines, by name. A line in grey is drawn thin and dashed.
+        title: of the values.
     """
     rows = [
         (step, value, name)
@@ -39,7 +44,7 @@ def curve_chart(
     dash = [[4, 3] if colours[name] == COLOURS["gray"] else [1, 0] for name in names]
     encoding = {
         "x": alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, grid=False)),
-        "y": alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+        "y": alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
         "color": alt.Color(
             "line:N",
             scale=alt.Scale(domain=names, range=[colours[name] for name in names]),

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import data, links
-from dashboard.theme import STATES, ago, duration, shortened
+from dashboard.theme import STATES, ago, duration, said, shortened
 from storage import timeline as timelines
 from storage.timeline import Span, Timeline
 from storage.views import StudyDetail
@@ -22,10 +22,7 @@ PICKED = "picked"
 """The chart's selection: of the attempt that was clicked it holds the trial's number, as ``trial``."""
 
 _LEGEND = {
-    "COMPLETE": "complete",
-    "PRUNED": "pruned",
-    "FAIL": "failed",
-    "RUNNING": "running",
+    **{state: said(state) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")},
     "WAITING": "cut off",
 }
 _TALLEST = 700  # pixels of all lanes together

@@ -12,7 +12,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from dashboard.theme import COLOURS, STATES, ago, escape, number, shortened, value_text
+from dashboard.theme import COLOURS, STATES, ago, escape, number, said, shortened, value_text
 
 __all__ = ["moment", "shares", "sparkline", "state_bar", "table", "text"]
 
@@ -28,16 +28,16 @@ def state_bar(states: Mapping[str, int], budget: int | None) -> str:
     """
     total = max(sum(states.values()), budget or 0)
     if total == 0:
-        parts, said = "", "no trials"
+        parts, told = "", "no trials"
     else:
         counted = [(name, states.get(name, 0)) for name in STATES if states.get(name)]
         parts = "".join(
             f'<i style="width:{100 * count / total:.4g}%;background:{STATES[name][0]}"></i>'
             for name, count in counted
         )
-        said = ", ".join(f"{count} {name.lower()}" for name, count in counted) or "no trials"
-    said += f", of {budget} wanted" if budget else ""
-    return f'<div class="tuner-bar" role="img" title="{said}" aria-label="{said}">{parts}</div>'
+        told = ", ".join(f"{count} {said(name)}" for name, count in counted) or "no trials"
+    told += f", of {budget} wanted" if budget else ""
+    return f'<div class="tuner-bar" role="img" title="{told}" aria-label="{told}">{parts}</div>'
 
 
 def sparkline(points: Sequence[tuple[float, float]]) -> str:
@@ -54,7 +54,7 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
         for x, y in finite
     ]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    said = f"from {number(ys[0])} to {number(ys[-1])} in {len(finite)} points"
+    told = f"from {number(ys[0])} to {number(ys[-1])} in {len(finite)} points"
     drawn = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
         f'<polyline points="{line}" fill="none" stroke="{COLOURS["blue"]}" stroke-width="1.5"/>'
@@ -62,7 +62,7 @@ def sparkline(points: Sequence[tuple[float, float]]) -> str:
     )
     # as a picture in the page itself: Streamlit takes SVG elements out
     source = f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
-    return f'<img class="tuner-spark" src="{source}" width="{_WIDTH}" height="{_HEIGHT}" alt="{said}">'
+    return f'<img class="tuner-spark" src="{source}" width="{_WIDTH}" height="{_HEIGHT}" alt="{told}">'
 
 
 def moment(when: dt.datetime | None) -> str:

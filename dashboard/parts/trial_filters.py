@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from dashboard import data, links
-from dashboard.theme import STATES, number, shortened, value_text
+from dashboard.theme import STATES, number, said, shortened, value_text
 from storage.conditions import written
 from storage.pages import SORTS
 from storage.ranges import Names, names
@@ -43,7 +43,7 @@ def asked(study: StudyDetail) -> Wanted:
     sorts = _sorts(study, known)
     _follow_address(sorts)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        states = st.pills("State", list(STATES), selection_mode="multi", format_func=str.lower, key=_STATES)
+        states = st.pills("State", list(STATES), selection_mode="multi", format_func=said, key=_STATES)
         sort = st.selectbox("Sort by", sorts, key=_SORT, format_func=_sort_text, width=220)
         down = st.toggle("largest first", key=_DOWN)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):

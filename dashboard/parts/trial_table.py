@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard.theme import STATES, duration, number, params_text, shortened, value_text
+from dashboard.theme import STATES, duration, number, params_text, said, shortened, value_text
 from storage.listing import Listing
 from storage.ranges import Names
 from storage.views import TrialRow
@@ -59,7 +59,7 @@ def _frame(found: Listing, known: Names) -> tuple[pd.DataFrame, Config]:
         "Trial": column.NumberColumn("Trial", width=60, pinned=True, format="%d"),
         "State": column.MultiselectColumn(
             "State",
-            options=[state.lower() for state in STATES],
+            options=[said(state) for state in STATES],
             color=[colour for colour, _ in STATES.values()],
             width=100,
         ),
@@ -68,27 +68,31 @@ def _frame(found: Listing, known: Names) -> tuple[pd.DataFrame, Config]:
         ),
         "last": column.TextColumn("Last report", width=120),
         "time": column.TextColumn("Time", width=80),
-        "attempts": column.NumberColumn("Attempts", width=75, help="0: run by another program."),
+        "attempts": column.NumberColumn(
+            "Attempts", width=75, help="0: not tried yet, or run by another program."
+        ),
         "reason": column.TextColumn("Reason", width=130),
     }
     columns: dict[str, list[Any]] = {
         "Trial": [row.number for row in rows],
-        "State": [[row.state.lower()] for row in rows],
+        "State": [[said(row.state)] for row in rows],
     }
     for at in range(objectives):
         label = "Value" if objectives == 1 else f"Value {at}"
         values = [row.values[at] if at < len(row.values) else None for row in rows]
         columns[f"value {at}"], config[f"value {at}"] = _numbers(label, values, "%.5g")
-    columns["curve"] = [list(found.curves.get(row.number, ())) for row in rows]
+    curves = [list(found.curves.get(row.number, ())) for row in rows]
+    columns["curve"] = [curve if len(curve) > 1 else [] for curve in curves]  # one report is no line
     columns["last"] = [_last(row) for row in rows]
     columns["time"] = [duration(_seconds(row)) for row in rows]
     columns["attempts"] = [row.attempts for row in rows]
-    columns["reason"] = [_why(row) for row in rows]
+    if any(_why(row) for row in rows):
+        columns["reason"] = [_why(row) for row in rows]
     _add_params(columns, config, rows, known)
     attrs = list(dict.fromkeys(key for row in rows for key in found.attrs.get(row.number, ())))
     for key in attrs[:_ATTRS]:
-        said = [found.attrs.get(row.number, {}).get(key, _NOTHING) for row in rows]
-        columns[f"attr {key}"], config[f"attr {key}"] = _mixed(shortened(key, 40), said, "%.5g")
+        kept = [found.attrs.get(row.number, {}).get(key, _NOTHING) for row in rows]
+        columns[f"attr {key}"], config[f"attr {key}"] = _mixed(shortened(key, 40), kept, "%.5g")
     if any(row.message for row in rows):
         columns["message"] = [shortened(row.message, _TEXT) for row in rows]
         config["message"] = column.TextColumn("Message", width=300)
@@ -130,9 +134,15 @@ def _numbers(label: str, values: Sequence[Any], form: str) -> tuple[list[Any], A
     """A column of numbers; of text where one is no number that a browser knows."""
     if all(value is None or (math.isfinite(value) and abs(value) < 2**53) for value in values):
         floats = [None if value is None else float(value) for value in values]
-        return floats, st.column_config.NumberColumn(label, format=form)
+        return floats, st.column_config.NumberColumn(label, format=form, width=_width(label, floats, form))
     texts = ["" if value is None else number(value) for value in values]
     return texts, st.column_config.TextColumn(label, alignment="right")
+
+
+def _width(label: str, values: Sequence[float | None], form: str) -> int:
+    """Pixels that show each number whole: the table measures only the first, and cuts digits in front."""
+    longest = max((len(form % value) for value in values if value is not None), default=0)
+    return min(320, max(75, 24 + 8 * longest, 22 + 7 * len(label)))
 
 
 def _last(row: TrialRow) -> str:
@@ -147,6 +157,6 @@ def _seconds(row: TrialRow) -> float | None:
 
 def _why(row: TrialRow) -> str:
     """What the state does not say: why it failed, or that it waits for its next attempt."""
-    if row.live:
+    if row.live and (row.reason or row.live != row.state.lower()):
         return f"{row.live}, after {row.reason}" if row.reason else row.live
     return "" if row.reason == row.state.lower() else row.reason
