@@ -19,6 +19,7 @@ __all__ = ["show"]
 
 _PAGE = 8  # groups in the list at once
 _LINKS = 20
+_RETURNED = ("nan", "infinite", "bad_value", "refused")  # by what the objective returned, or asked for
 
 
 def show() -> None:
@@ -42,7 +43,10 @@ def show() -> None:
 def _say_nothing(study: StudyDetail) -> None:
     done = sum(study.states.get(state, 0) for state in ("COMPLETE", "PRUNED"))
     if done:
-        st.success(f"No trial has failed, and no attempt: {done} trials are complete or pruned.", icon="✅")
+        st.success(
+            f"No trial has failed, and no attempt: {done} trials are complete or pruned.",
+            icon=":material/check_circle:",
+        )
     else:
         st.info("No trial has ended yet. Failures will be grouped here by their class and traceback.")
     st.page_link("views/workers.py", label="See what runs now", query_params={"study": study.name})
@@ -82,7 +86,9 @@ def _list(study: str, chosen: str) -> None:
 
 def _card(study: str, group: FailureGroup, here: bool) -> None:
     with st.container(border=True, gap="small"):
-        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        with st.container(
+            horizontal=True, vertical_alignment="center", gap="small", key=f"group-{group.key}"
+        ):
             mark = "▸ " if here else ""
             label = f"{mark}**{escape(shortened(_title(group), 50))}**"
             target = {"study": study, "group": group.key}
@@ -161,7 +167,12 @@ def _detail(study: StudyDetail, group: FailureGroup) -> None:
     if found.traceback:
         st.code(found.traceback, language="python", wrap_lines=True, height=_height(found.traceback))
     else:
-        st.caption("It left no traceback: its process ended from outside.")
+        raised = group.reason not in _RETURNED
+        st.caption(
+            "It left no traceback: its process ended from outside."
+            if raised
+            else "There is no traceback: the objective raised nothing, its answer could not be used."
+        )
     if found.log_tail:
         with st.expander(f"Last output of trial {group.newest}", expanded=not found.traceback):
             st.code(found.log_tail, language=None, wrap_lines=True, height=_height(found.log_tail))

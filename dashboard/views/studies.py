@@ -23,6 +23,8 @@ def show() -> None:
     """The page."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.title("Studies", width="stretch")
+        st.page_link("views/compare.py", label="Compare")
+        st.page_link("views/workers.py", label="Workers")
         live.switch()
     st.caption(f"in {escape(data.database_name())}")
     if data.read(reads.is_empty) or not data.read(reads.studies):
@@ -111,8 +113,10 @@ def _card(one: Listed) -> None:
             st.markdown(f"{of} {badges(row.states)}")
         with right:
             objectives = len(row.directions)
-            best = f"best {number(row.best)}" if objectives == 1 else f"{objectives} objectives"
-            st.html(f"<b>{best}</b><br><small>{marks.moment(row.last_activity)}</small>")
+            best = "no best yet" if row.best is None else f"best {number(row.best)}"
+            best = best if objectives == 1 else f"{objectives} objectives"
+            newest = marks.moment(row.last_activity) if row.last_activity else "never run"
+            st.html(f"<b>{best}</b><br><small>{newest}</small>")
         said = driver.owner_text(row, one.health.arguments) or escape(shortened(row.stop_reason or "", 160))
         if said:
             st.caption(said)

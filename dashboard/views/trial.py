@@ -83,15 +83,17 @@ def _state(study: StudyDetail, trial: TrialDetail) -> None:
     shown = [number(value) for value in trial.values]
     if len(shown) > 1:
         shown = [f"{text} ({way})" for text, way in zip(shown, study.directions, strict=False)]
-    values = ", ".join(shown) or "no value"
+    is_open = trial.state in ("RUNNING", "WAITING")
+    values = ", ".join(shown) or ("no value yet" if is_open else "no value")
     live_text = " · waits for its next attempt" if trial.live == "claimed" else ""
     began = f"started {ago(trial.started_at)}" if trial.started_at else "not started"
     seconds = trial.duration
     if seconds is None and trial.started_at is not None and trial.state == "RUNNING":
         seconds = (dt.datetime.now(dt.UTC).replace(tzinfo=None) - trial.started_at).total_seconds()
     best = " · :green-badge[best]" if trial.number == study.best_number else ""
+    lasted = "" if seconds is None else f" · {'for' if is_open else 'took'} {duration(seconds)}"
     st.markdown(
-        f"{dot(trial.state)} **{escape(values)}**{best} · {began} · {duration(seconds)}{live_text}",
+        f"{dot(trial.state)} **{escape(values)}**{best} · {began}{lasted}{live_text}",
         help=f"started {trial.started_at:%Y-%m-%d %H:%M:%S} UTC" if trial.started_at else None,
     )
     if trial.state == "FAIL" or trial.live:
@@ -150,7 +152,7 @@ def _parameters(trial: TrialDetail) -> None:
     if rows:
         st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
     else:
-        st.caption("None.")
+        st.caption("They are drawn when it starts." if trial.state == "WAITING" else "None.")
     if trial.constraints:
         st.markdown("**Constraints** (feasible up to 0)")
         found = [{"name": name, "value": number(value)} for name, value in trial.constraints.items()]
@@ -188,7 +190,8 @@ def _metrics(trial: TrialDetail) -> None:
             with columns[at % 2]:
                 st.text(shortened(name, 80))
                 colours = {name: curves.colour(trial.state)}
-                st.altair_chart(curves.curve_chart({name: points}, colours, height=170), width="stretch")
+                chart = curves.curve_chart({name: points}, colours, height=170, title="value")
+                st.altair_chart(chart, width="stretch")
                 st.caption(escape(f"newest {number(points[-1][1])} at step {points[-1][0]}"))
         if len(trial.metrics) > _METRICS:
             st.caption(f"The first {_METRICS} are shown.")
@@ -229,7 +232,7 @@ def _checkpoints(trial: TrialDetail) -> None:
 
 def _timeline(trial: TrialDetail) -> None:
     if trial.event_rows:
-        with st.expander(f"What happened: {len(trial.event_rows)} events"):
+        with st.expander(f"What happened: {len(trial.event_rows)}"):
             rows = timeline.lines(trial.event_rows)
             st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
 
