@@ -94,7 +94,7 @@ class TestOverview:
         assert shown["Elapsed"] == "2 d"
         assert "tuner run train.py" in said.replace("\\", "").replace("\u2060", "")
         assert ":blue[Trial 41]" in said
-        assert "gpu-box on 2" in said
+        assert "gpu-box, device 2" in said
         assert "tuner-spark" in said
         assert "tuner resume" not in said
         assert ":red-badge[failing] 5 of the newest 20 trials failed." in said
@@ -143,7 +143,8 @@ class TestOverview:
     def test_a_study_of_optunas_alone_is_shown_without_a_driver(self) -> None:
         shown, said = overview("plain")
         assert [shown[label] for label in ("Finished", "Running", "Waiting")] == ["0", "1", "1"]
-        assert "Optuna alone has run it" in said
+        assert "Tuner has not run it yet" in said
+        assert "tuner resume" not in said  # which refuses it
         assert "run by another program" in said
         assert ":red-badge[stale]" not in said
 
@@ -163,7 +164,8 @@ class TestStudies:
         test.run()
         assert [error.value for error in test.exception] == []
         self.said = everything(test)
-        return [link.proto.query_string.split("study=")[-1] for link in test.get("page_link")]
+        asked_for = [link.proto.query_string for link in test.get("page_link")]
+        return [query.split("study=")[-1] for query in asked_for if query]  # not the ways to other pages
 
     def test_the_list_flags_what_needs_a_person(self) -> None:
         assert self.names(show="stale", sort="name") == ["lost", "silent"]
@@ -187,11 +189,11 @@ def test_the_list_is_paged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     database.dispose()
     test = page()
     assert "page 1 of 2, 21 studies" in texts(test)
-    assert len(test.get("page_link")) == 20
+    assert len([link for link in test.get("page_link") if link.proto.query_string]) == 20
     next(button for button in test.button if button.label == "next →").click()
     test.run()
     assert "page 2 of 2, 21 studies" in texts(test)
-    assert len(test.get("page_link")) == 1
+    assert len([link for link in test.get("page_link") if link.proto.query_string]) == 1
 
 
 @pytest.fixture
