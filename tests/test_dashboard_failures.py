@@ -176,7 +176,7 @@ def test_a_driver_that_is_gone_names_the_command_that_resumes() -> None:
 def test_without_a_driver_the_page_says_what_to_do_next(name: str, said: str) -> None:
     test = page("workers", study=name)
     assert said.replace(":", "") in texts(test).replace(":", "")
-    assert any(code.value.startswith("tuner resume") for code in test.code)
+    assert any(code.value.startswith(("tuner resume", "tuner run FILE.py")) for code in test.code)
 
 
 def test_without_a_study_the_page_lists_those_that_are_driven() -> None:
