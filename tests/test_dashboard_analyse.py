@@ -194,9 +194,9 @@ def test_other_directions_are_shown_apart() -> None:
     test = page("compare", study=["main", "empty", "three"])
     assert "their values cannot be compared" in texts(test)
     assert [head.value for head in test.subheader] == [
-        "minimize",
-        "maximize",
-        "minimize and maximize and minimize and maximize",
+        "minimize: main",
+        "maximize: empty",
+        "minimize and maximize and minimize and maximize: three",
         "Settings",
     ]
     assert "None of them has a complete trial yet" in texts(test)
