@@ -16,11 +16,13 @@ import sqlalchemy as sa
 from dashboard.access.login import VARIABLES
 from tests.chaos.table import pytest_runtest_makereport, pytest_terminal_summary, recovered
 from tests.postgres import postgres_server
+from tuner import takeover
 from tuner.dispatch import shell
 
 __all__ = ["pytest_runtest_makereport", "pytest_terminal_summary", "recovered"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+assert takeover.OUT_OF_REACH < 120, "it has read the constant by now"
 shell.WITHOUT_DRIVER = 900.0  # one that a test holds would end the process of the tests, with exit code 0
 hypothesis.settings.register_profile("tuner", deadline=None)  # no timing assertions: cores are shared
 hypothesis.settings.load_profile("tuner")

@@ -158,7 +158,7 @@ BAD_USE = {
     "unknown format": (["best", "objective", "--format", "xml"], "'xml'"),
     "front format": (["best", "two", "--format", "json"], "Pareto front"),
     "not a number": (["show", "objective", "x"], "'x'"),
-    "open address": (["dashboard", "--host", "0.0.0.0"], "'0.0.0.0': another address"),
+    "open address": (["dashboard", "--host", "0.0.0.0"], "host 0.0.0.0: another address"),
     "no passwords": (["dashboard", "--password-file", "none"], "none cannot be read"),
     "half of TLS": (["dashboard", "--cert", "pem"], "--cert and --key"),
     "params typo": (["run", "cli_objectives.py", "--params", "x"], "NAME=VALUE"),
