@@ -410,7 +410,9 @@ def test_pruning_on_rank_0_alone_frees_the_other(output: dict[str, Any]) -> None
 def test_the_first_cause_is_told_from_collateral(output: dict[str, Any], name: str, culprit: int) -> None:
     ran = output[name]
     assert ran.end(culprit) == ("exception", f"ValueError: rank {culprit} is at fault", False)
-    assert ran.end(1 - culprit)[2] is True
+    reason, _, collateral = ran.end(1 - culprit)
+    # Rank 1 asks while rank 0 ends: it hears that no verdict comes, and returns, or finds its store gone.
+    assert collateral or (culprit, reason) == (0, "complete")
 
 
 def test_a_killed_rank_frees_its_peer(output: dict[str, Any]) -> None:
