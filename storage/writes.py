@@ -159,7 +159,7 @@ class FinishTrial(Write):
 
 @dataclass(frozen=True, kw_only=True)
 class StartAttempt(Write):
-    """A claimed attempt goes to the workers, or its ranks are known; None leaves a column as is."""
+    """A claimed attempt goes to the workers, its ranks are known, or it printed; None leaves a column as is."""
 
     study_uid: str
     trial_id: int
@@ -169,6 +169,7 @@ class StartAttempt(Write):
     provenance: str | None = None
     ranks: str | None = None
     resumed_step: int | None = None
+    log_tail: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

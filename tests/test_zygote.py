@@ -19,7 +19,7 @@ from tuner.channel import Place
 from tuner.dispatch import shell as shells
 from tuner.dispatch import working_folder
 from tuner.dispatch.shell import Shell, StaleEpoch
-from tuner.messages import Answer, Finished, Message, Question, Report, Sample, UserAttr, decode
+from tuner.messages import Answer, Finished, Message, Output, Question, Report, Sample, UserAttr, decode
 from tuner.outcome import Outcome, Reason
 from tuner.processes import is_gone, marked
 from tuner.resources import Resources
@@ -43,6 +43,13 @@ def waits(trial):
     trial.report(0.0, 0)
     while True:
         time.sleep(0.01)
+
+def prints(trial):
+    print("first line", flush=True)
+    trial.suggest_float("x", 0, 1)
+    print("second line", flush=True)
+    trial.suggest_float("y", 0, 1)
+    return 0.0
 
 def obeys(trial):
     while not trial.should_stop():
@@ -174,6 +181,21 @@ def test_a_drain_repeats_what_is_not_acknowledged_and_forgets_what_is(shell: She
     assert shell.drain(0, 1, [], 0, seen=499).messages == first[499:]
     assert shell.drain(500, 1, [], 0).messages == first[500:]
     assert shell.drain(0, 1, [], 0).messages == first[500:]
+
+
+def test_what_a_rank_prints_is_told_while_it_runs(shell: Shell, file: Path) -> None:
+    shell.start(assignment(file, "prints"), Place())
+    for text, question in (("first line\n", "x"), ("first line\nsecond line\n", "y")):
+
+        def is_told(message: Message, text: str = text) -> bool:
+            return message == Output(text=text)
+
+        messages, ended = drain_until(shell, is_told)
+        assert not ended
+        asked = [one for one in messages if isinstance(one, Sample)][-1]
+        assert asked.name == question
+        shell.drain(0, 1, [Answer(id=asked.id, value=0.5)], 0)
+    assert until_ended(shell).reason == Reason.COMPLETE
 
 
 def test_a_full_outbox_makes_the_rank_wait_and_loses_nothing(

@@ -180,6 +180,18 @@ class Attempts:
             )
         )
 
+    def follow(self, running: Running, text: str) -> None:
+        """Queue the last of what an attempt has printed so far."""
+        self._held.queue(
+            StartAttempt(
+                study_uid=self._held.uid,
+                trial_id=running.trial_id,
+                attempt=running.attempt,
+                epoch=self._held.lease.epoch,
+                log_tail=storable(text),
+            )
+        )
+
     def save(self, running: Running, rank: int, saved: Saved) -> None:
         """Make a rank's part of a checkpoint count, then delete what it replaces."""
         trial = self._held.image.trial(running.trial_id)

@@ -31,6 +31,7 @@ from tuner.job import Job, assignment, wanted
 from tuner.messages import (
     Ended,
     Envelope,
+    Output,
     Question,
     Released,
     Report,
@@ -390,6 +391,8 @@ class Driver:
                 self._attempts.place(running, ranks)
                 running.ranks = len(ranks)
                 running.began = running.reported = time.monotonic()
+            case Output(text=text):
+                self._attempts.follow(running, text)
             case Question() as question:
                 answer = self._answers.to(running, envelope.rank, question)
                 self._executor.answer(running.number, envelope.rank, answer)

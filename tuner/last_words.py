@@ -16,6 +16,7 @@ from tuner.messages import (
     Finished,
     Log,
     Message,
+    Output,
     Param,
     Question,
     Report,
@@ -75,6 +76,8 @@ def _is_sound(message: Message, folder: str, values: int) -> bool:
         case Param(name=str(), value=int() | float(), distribution=str()) | UserAttr(key=str()):
             return True
         case Report(step=int(), value=int() | float()) | Constraint(key=str(), value=int() | float()):
+            return True
+        case Output(text=str()):
             return True
         case Log(step=int(), metrics=dict(metrics)):
             return all(isinstance(value, int | float) for value in metrics.values())

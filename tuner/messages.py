@@ -25,6 +25,7 @@ __all__ = [
     "Finished",
     "Log",
     "Message",
+    "Output",
     "Param",
     "Question",
     "RankInfo",
@@ -68,6 +69,13 @@ class Log(Message):
 
     step: int
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Message):
+    """The last of what rank 0 has printed so far; its shell says so, now and then, while it runs."""
+
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +229,7 @@ _TYPES: dict[str, type[Message]] = {
         Param,
         Report,
         Log,
+        Output,
         UserAttr,
         Constraint,
         Sample,

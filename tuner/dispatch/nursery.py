@@ -172,10 +172,10 @@ class Nursery:
             self._seen = {pid: owner.identity("", pid) for pid in memory.below(self.zygote)}
         return self.zygote
 
-    def tail(self) -> str:
-        """The last of what the rank printed."""
+    def tail(self, size: int = TAIL) -> str:
+        """The last of what the rank printed, in bytes at most ``size``."""
         with contextlib.suppress(OSError), self._log.open("rb") as handle:
-            handle.seek(max(0, os.fstat(handle.fileno()).st_size - TAIL))
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - size))
             return handle.read().decode(errors="replace")
         return ""
 

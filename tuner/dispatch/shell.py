@@ -42,6 +42,7 @@ from tuner.messages import (
     Ask,
     Finished,
     Message,
+    Output,
     Question,
     RankInfo,
     Saved,
@@ -62,6 +63,7 @@ WITHOUT_DRIVER = float(os.environ.get("TUNER_WITHOUT_DRIVER", "60"))
 SAVING = 0.75  # the part of them after which the child is asked to save a checkpoint
 WRITING = 0.93  # the part of them after which it is ended, and its last words are written
 LOOK, SOON = 0.5, 0.1  # seconds between two looks at the memory and at the time without a driver
+FOLLOW, FOLLOWED = 2.0, 4096  # seconds between two looks at what rank 0 printed, and bytes that are told of it
 
 
 class StaleEpoch(RuntimeError):
@@ -133,6 +135,7 @@ class Shell:
         self._closing = self._leaving = False
         self._words_kept = threading.Event()
         self._kernel_kills = 0
+        self._printed, self._next_follow = "", 0.0
         self._nursery = Nursery(self._folder, self._environment, preload, self._end_child)
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -192,6 +195,7 @@ class Shell:
             self._ended = self._finished = self._flush = False
             self._child = child
             self._began = time.monotonic()
+            self._printed = ""
             self._kernel_kills = memory.kernel_kills()
         # Before the child is there: it may end before we hear that it began.
         self._reader = threading.Thread(target=self._read_child, args=(child,), daemon=True)
@@ -379,6 +383,8 @@ class Shell:
             alone = time.monotonic() - self._heard
             if alone > UNANSWERED:
                 self._stand_in()
+            else:
+                self._follow()
             if alone > WITHOUT_DRIVER * SAVING and not self._leaving:
                 self._to_child(STOP)  # again each time: it may only just have begun
             if alone > WITHOUT_DRIVER * WRITING and not self._leaving:
@@ -386,6 +392,23 @@ class Shell:
             if alone > WITHOUT_DRIVER and self._leaving:
                 self.left()
                 os._exit(0)
+
+    def _follow(self) -> None:
+        """Tell what the rank printed meanwhile; it keeps the pace of the drains."""
+        now = time.monotonic()
+        with self._changed:
+            running, child = not self._ended and self._place.rank == 0, self._child
+        if not running or now < self._next_follow:
+            return
+        self._next_follow = now + FOLLOW
+        text = self._nursery.tail(FOLLOWED)
+        with self._changed:
+            same = child is self._child and not self._finished
+            if same and text != self._printed and len(self._outbox) < OUTBOX:
+                self._printed = text
+                self._say(Output(text=text))
+                if self._quiet:
+                    self._changed.notify_all()
 
     def left(self) -> None:
         """What else goes when the shell has ended itself."""
