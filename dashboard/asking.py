@@ -5,6 +5,7 @@ The role of the viewer is checked here, at each write, whatever the page has sho
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ def command(name: str, uid: str, verb: str, arguments: Mapping[str, Any], said: 
         sent = commands.send(database, uid, verb, arguments, auth.name())
         with st.spinner("Waiting for the driver, which looks twice a second…"):
             answer = _answer(database, sent)
+    except _Unknown as error:
+        text = f"{error}. It was sent, and may be carried out: the study's page says so once it can be read."
+        return Outcome(done=False, text=text)
     except StorageError as error:
         return Outcome(done=False, text=str(error))
     finally:
@@ -140,12 +144,24 @@ def _fresh(database: Database, name: str) -> StudyDetail | None:
         return reads.study(database.engine, name)
 
 
+class _Unknown(Exception):
+    """Whether a command that was sent is carried out: the database went away."""
+
+
 def _answer(database: Database, sent: int) -> str | None:
-    """The driver's answer; None: there was none in time, and the command was taken back."""
+    """The driver's answer; None: there was none in time, and the command was taken back.
+
+    Raises:
+        _Unknown: the database was away until the end.
+    """
     deadline = time.monotonic() + ANSWER_WITHIN
     while time.monotonic() < deadline:
-        answer = commands.result(database, sent)
-        if answer is not None:
-            return answer
+        with contextlib.suppress(StorageError):
+            answer = commands.result(database, sent)
+            if answer is not None:
+                return answer
         time.sleep(0.1)
-    return None if commands.withdraw(database, sent) else commands.result(database, sent)
+    try:
+        return None if commands.withdraw(database, sent) else commands.result(database, sent)
+    except StorageError as error:
+        raise _Unknown(error) from error

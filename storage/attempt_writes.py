@@ -123,8 +123,10 @@ def add_events(connection: Connection, writes: Sequence[AddEvent]) -> None:
     bulk.insert(connection, tables.events, (*columns, "created_at"), rows)
 
 
-def done_commands(connection: Connection, writes: Sequence[DoneCommand]) -> None:
-    table = tables.commands
+def done_commands(connection: Connection, writes: Sequence[DoneCommand]) -> list[bool]:
+    table, results = tables.commands, []
     for write in writes:
-        update = table.update().where(table.c.command_id == write.command_id)
-        connection.execute(update.values(done_at=utcnow(), result=write.result))
+        waits = (table.c.command_id == write.command_id) & table.c.done_at.is_(None)
+        update = table.update().where(waits).values(done_at=utcnow(), result=write.result)
+        results.append(connection.execute(update).rowcount == 1)
+    return results

@@ -242,7 +242,7 @@ class AddEvent(Write):
 
 @dataclass(frozen=True, kw_only=True)
 class DoneCommand(Write):
-    """A command of the dashboard or the command line was carried out."""
+    """A command of the dashboard or the command line is answered. Result: True when it was there, unanswered."""
 
     command_id: int
     result: str

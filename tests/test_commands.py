@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 import tuner
 from storage import Database, Refused, UnknownStudy, commands, enqueue, reads
+from storage.held import CommandRecord, HeldStudy
 from storage.views import Driving
 from tests.test_optimize import make, run, sphere
 from tuner.assignment import Assignment
@@ -313,6 +314,31 @@ def learner(trial: Any) -> float:
         if step == 3 and "retry_of" not in trial.user_attrs:
             raise ValueError("not yet")
     return 1.0
+
+
+def test_a_command_that_is_taken_back_at_the_last_moment_is_not_carried_out(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tuner.create_study("main", storage=url, sampler="random", seed=1)
+    database, read, taken_back = Database(url), HeldStudy.commands, []
+
+    def read_and_take_back(held: HeldStudy) -> list[CommandRecord]:
+        found = read(held)
+        taken_back.extend(commands.withdraw(database, one.command_id) for one in found)
+        return found
+
+    def ask_to_stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.number == 1:
+            uid = study._storage.get_study_system_attrs(study._study_id)["tuner:uid"]
+            commands.send(database, uid, "stop", {"now": True}, "somebody")
+
+    monkeypatch.setattr(HeldStudy, "commands", read_and_take_back)
+    monkeypatch.setattr("tuner.driver.REFRESH_EVERY", 0.0)
+    run(study, slowly, n_trials=8, callbacks=[ask_to_stop])
+    assert taken_back == [True]
+    assert len(study.trials) == 8
+    assert [row.name for row in commands.recent(database.engine, "main")] == []
+    database.dispose()
 
 
 def test_a_retry_starts_from_the_checkpoint_of_the_trial_that_it_repeats(url: str) -> None:

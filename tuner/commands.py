@@ -143,13 +143,20 @@ class Commands:
             )
 
     def carry_out(self) -> None:
-        """Carry out and answer the commands that wait, oldest first."""
+        """Answer the commands that wait, oldest first, and carry them out.
+
+        The answer comes first: from then on nobody can take the command back, so that one that was taken
+        back is never carried out.
+        """
         for command in self._held.commands():
-            decision = decide(command.name, command.arguments, self.orders, self._unfinished())
+            before = self.orders
+            decision = decide(command.name, command.arguments, before, self._unfinished())
             self.orders = decision.orders
+            if not self._answer(command, decision.result):
+                self.orders = before
+                continue
             for number in decision.stop:
                 self._executor.stop(number, decision.reason, self._grace)
-            self._answer(command, decision.result)
 
     def drain(self, why: str) -> None:
         """Start nothing new from now on; the run ends once nothing runs."""
@@ -163,8 +170,11 @@ class Commands:
     def _unfinished(self) -> list[int]:
         return [number for number, running in self._running.items() if not running.ended]
 
-    def _answer(self, command: CommandRecord, result: str) -> None:
+    def _answer(self, command: CommandRecord, result: str) -> bool:
+        """Whether the command was still there to be answered."""
+        self._tell()
+        if not all(self._held.flush(DoneCommand(command_id=command.command_id, result=result))):
+            return False
         said = {"name": command.name, "author": command.author, "result": result}
         self._study.event("command", {**(command.arguments or {}), **said})
-        self._tell()
-        self._held.flush(DoneCommand(command_id=command.command_id, result=result))
+        return True
