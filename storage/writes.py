@@ -159,7 +159,7 @@ class FinishTrial(Write):
 
 @dataclass(frozen=True, kw_only=True)
 class StartAttempt(Write):
-    """A claimed attempt goes to the workers, its ranks are known, or it printed; None leaves a column as is."""
+    """A claimed attempt goes to the workers, its ranks are known, or it printed; None leaves a column."""
 
     study_uid: str
     trial_id: int
@@ -242,7 +242,7 @@ class AddEvent(Write):
 
 @dataclass(frozen=True, kw_only=True)
 class DoneCommand(Write):
-    """A command of the dashboard or the command line is answered. Result: True when it was there, unanswered."""
+    """The answer to a person's command. Result: True when it was there, unanswered."""
 
     command_id: int
     result: str

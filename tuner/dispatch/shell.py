@@ -63,7 +63,7 @@ WITHOUT_DRIVER = float(os.environ.get("TUNER_WITHOUT_DRIVER", "60"))
 SAVING = 0.75  # the part of them after which the child is asked to save a checkpoint
 WRITING = 0.93  # the part of them after which it is ended, and its last words are written
 LOOK, SOON = 0.5, 0.1  # seconds between two looks at the memory and at the time without a driver
-FOLLOW, FOLLOWED = 2.0, 4096  # seconds between two looks at what rank 0 printed, and bytes that are told of it
+FOLLOW, FOLLOWED = 2.0, 4096  # seconds between two looks at what rank 0 printed, and bytes told of it
 
 
 class StaleEpoch(RuntimeError):
