@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from urllib.parse import urlencode
 
 import streamlit as st
 
-__all__ = ["asked", "asked_all", "asked_number", "update"]
+__all__ = ["TRIAL_COLUMN", "asked", "asked_all", "asked_number", "to_trial", "update"]
+
+TRIAL_COLUMN = st.column_config.LinkColumn(display_text=r"[?&]n=(\d+)$", width="small")
+"""A column of a table that holds what :func:`to_trial` gives: it shows the number."""
+
+
+def to_trial(study_name: str, number: int) -> str:
+    """The address of a trial's page, from any other page."""
+    return f"trial?{urlencode({'study': study_name, 'n': number})}"
 
 
 def asked(key: str, default: str = "") -> str:

@@ -188,12 +188,19 @@ def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
         return TrialDetail(
             **row.__dict__,
             ranges=ranges_of(connection, [trial_id]),
+            given=_given(attrs["system"]),
             retry_of=_retry_of(attrs["system"]),
             user_attrs=attrs["user"],
             constraints=constraints,
             curve=tuple(curves_of(connection, [trial_id]).get(trial_id, ())),
             **ours,
         )
+
+
+def _given(system_attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What Optuna keeps of the parameters of an enqueued trial."""
+    found = system_attrs.get("fixed_params")
+    return found if isinstance(found, dict) else {}
 
 
 def _retry_of(system_attrs: Mapping[str, Any]) -> int | None:

@@ -193,6 +193,7 @@ class TrialDetail(TrialRow):
 
     Attributes:
         ranges: of the parameters, by name.
+        given: parameters that it was enqueued with, and will be asked for.
         retry_of: number of the trial that this one tries again, or None.
         curve: reports of the effective series, by step.
         superseded: reports that a later attempt replaced: (attempt, step, value).
@@ -200,6 +201,7 @@ class TrialDetail(TrialRow):
     """
 
     ranges: Mapping[str, ParamRange] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
     retry_of: int | None = None
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
     constraints: Mapping[str, float] = field(default_factory=dict)

@@ -104,6 +104,12 @@ def test_running_and_claimed_trials_show_what_their_attempt_does(storage: str) -
     assert "counts as a failure" in shown
 
 
+def test_a_trial_that_waits_shows_the_parameters_it_was_enqueued_with(storage: str) -> None:
+    waiting = page("trial", study="optunas", n="2")
+    rows = [row for table in waiting.dataframe for row in table.value.to_dict("records")]
+    assert {"name": "x", "value": "0.5", "drawn from": "given when it was enqueued"} in rows
+
+
 def test_trials_of_other_programs_have_their_page(storage: str) -> None:
     assert "run by another program" in trial_page(0, "optunas")
     assert "Optuna keeps no reason" in trial_page(1, "optunas")

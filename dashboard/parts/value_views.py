@@ -8,7 +8,7 @@ import math
 import pandas as pd
 import streamlit as st
 
-from dashboard import data
+from dashboard import data, links
 from dashboard.charts import values as value_charts
 from dashboard.parts import objective
 from dashboard.rules import analysis
@@ -55,7 +55,7 @@ def curves(study: StudyDetail, found: ValueColumns) -> None:
     st.caption(said)
 
 
-def pareto(_: StudyDetail, found: ValueColumns) -> None:
+def pareto(study: StudyDetail, found: ValueColumns) -> None:
     feasible = [place for place, kept in enumerate(found.feasible) if kept]
     of_feasible = [[column[place] for place in feasible] for column in found.values]
     front = [feasible[at] for at in analysis.pareto_front(of_feasible, found.directions)]
@@ -93,16 +93,18 @@ def pareto(_: StudyDetail, found: ValueColumns) -> None:
     if not front:
         st.info("No trial keeps all constraints: there is no front yet.")
         return
-    _table(found, front)
+    _table(study.name, found, front)
 
 
-def _table(found: ValueColumns, front: list[int]) -> None:
+def _table(study_name: str, found: ValueColumns, front: list[int]) -> None:
     st.markdown("**On the front**")
     front = sorted(front, key=lambda place: found.values[0][place])[:200]
-    frame = pd.DataFrame({"trial": [found.numbers[place] for place in front]})
+    frame = pd.DataFrame({"trial": [links.to_trial(study_name, found.numbers[place]) for place in front]})
     for at, name in enumerate(analysis.apart([shortened(name, 40) for name in found.names])):
         frame[name] = [f"{found.values[at][place]:.5g}" for place in front]
-    st.dataframe(frame, hide_index=True, width="stretch", height=min(36 * (len(front) + 1), 320))
+    columns = {"trial": links.TRIAL_COLUMN}
+    height = min(36 * (len(front) + 1), 320)
+    st.dataframe(frame, hide_index=True, width="stretch", height=height, column_config=columns)
 
 
 def edf(study: StudyDetail, found: ValueColumns) -> None:

@@ -149,6 +149,12 @@ def _parameters(trial: TrialDetail) -> None:
         }
         for name, value in trial.params.items()
     ]
+    if trial.state in ("WAITING", "RUNNING"):
+        asked = {name: value for name, value in trial.given.items() if name not in trial.params}
+        rows += [
+            {"name": name, "value": value_text(value), "drawn from": "given when it was enqueued"}
+            for name, value in asked.items()
+        ]
     if rows:
         st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlencode
 
 import pandas as pd
 import streamlit as st
@@ -120,23 +119,15 @@ def _heartbeat(study: StudyDetail) -> None:
 def _attempts(name: str, now: Now) -> None:
     rows = [_row(one) for one in now.open[:_ROWS]]
     for row, one in zip(rows, now.open, strict=False):
-        row["Trial"] = f"trial?{_query(name, one.number)}"
+        row["Trial"] = links.to_trial(name, one.number)
     st.dataframe(
         pd.DataFrame(rows),
         hide_index=True,
         width="stretch",
-        column_config={
-            "Trial": st.column_config.LinkColumn(
-                "Trial", display_text=r"[?&]n=(\d+)$", help="The trial that runs there", width="small"
-            )
-        },
+        column_config={"Trial": links.TRIAL_COLUMN},
     )
     if now.total > _ROWS:
         st.caption(f"The first {_ROWS} of {now.total}.")
-
-
-def _query(name: str, trial: int) -> str:
-    return urlencode({"study": name, "n": trial})
 
 
 def _row(one: OpenAttempt) -> dict[str, Any]:
