@@ -12,9 +12,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: install
 	$(BIN)/python -m objectives.demo
 
-# Two at a time, for most of a test is waiting for a Ray to start; each file stays on one process.
+# Two at a time, for most of a test is waiting for a Ray to start; each file stays on one process, and
+# tests/conftest.py says which begin first.
 test: install-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What needs a GPU: nccl, real devices, their memory. Skipped with the reason where there is none.
 test-gpu: install-dev

@@ -29,6 +29,15 @@ hypothesis.settings.register_profile("tuner", deadline=None)  # no timing assert
 hypothesis.settings.load_profile("tuner")
 
 
+LONGEST = ("test_store_machine", "test_readme", "test_browser_live", "test_objectives_sharded", "test_faults")
+"""Files that take more than a minute: they begin first, else the others have ended while one of them goes on."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "TUNER_STORAGE", *VARIABLES):

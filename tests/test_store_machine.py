@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from storage import SqlStorage
 from tests.store_program import Dead, Operation, Program, outcome, picture, replay
 
-EXAMPLES = int(os.environ.get("TUNER_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("TUNER_EXAMPLES", "3"))
 """Histories of 40 steps on each database; ``make chaos`` asks for more."""
 
 DISTRIBUTIONS = {
