@@ -30,7 +30,7 @@ hypothesis.settings.load_profile("tuner")
 
 
 LONGEST = ("test_store_machine", "test_readme", "test_browser_live", "test_objectives_sharded", "test_faults")
-"""Files that take more than a minute: they begin first, else the others have ended while one of them goes on."""
+"""Files that take about a minute or more begin first: else one of them ends long after all others."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
