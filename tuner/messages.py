@@ -34,6 +34,7 @@ __all__ = [
     "Sample",
     "Saved",
     "Started",
+    "SystemAttr",
     "Unanswered",
     "UserAttr",
     "decode",
@@ -92,6 +93,14 @@ class Constraint(Message):
 
     key: str
     value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemAttr(Message):
+    """What a library of Optuna's noted on its trial: an artifact's link, the id of an MLflow run."""
+
+    key: str
+    value: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +240,7 @@ _TYPES: dict[str, type[Message]] = {
         Log,
         Output,
         UserAttr,
+        SystemAttr,
         Constraint,
         Sample,
         Ask,

@@ -141,7 +141,7 @@ def optimize(
         record = studies.register(
             database,
             study.study_name,
-            seed=new_seed(),
+            seed=new_seed(study.sampler),
             sampler=samplers.text_of(study.sampler),
             pruner=samplers.text_of(study.pruner),
         )
@@ -261,6 +261,7 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
         held = None
         try:
             held = HeldStudy(lease, record, patience=0.0)
+            samplers.settle(study.pruner, record.pruner)
             driven = DrivenStudy(held, study.sampler, study.pruner)
             _keep(driven, record, request)
             job = Job(
