@@ -29,15 +29,8 @@ def objective(trial):
     return x**2
 
 
-def stops(trial):
-    """Ends the study from inside an objective."""
-    if trial.number == 2:
-        trial.study.stop()
-    return trial.suggest_float("x", 0, 1)
-
-
 def looks_back(trial):
-    """Reads the study that it is in."""
+    """Reads the study that it is in, and ends it."""
     x = trial.suggest_float("x", 0, 1)
     done = trial.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     trial.set_user_attr("done", [one.number for one in done])
@@ -46,6 +39,8 @@ def looks_back(trial):
     trial.set_user_attr("name", trial.study.study_name)
     trial.set_user_attr("directions", [one.name for one in trial.study.directions])
     trial.set_user_attr("data", trial.study.user_attrs.get("data"))
+    if trial.number == 2:
+        trial.study.stop()
     return x
 
 

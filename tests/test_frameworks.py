@@ -45,9 +45,13 @@ class Odd(optuna.pruners.BasePruner):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    context = ray.init(
-        address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "RAY_worker_niceness", "0"
+        )  # as ours has it: ranks that are at 15 starve on a busy machine
+        context = ray.init(
+            address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+        )
     yield
     ray.shutdown()
     shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
