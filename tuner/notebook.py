@@ -152,7 +152,10 @@ def progress_bundle(snapshot: Snapshot, running: int, said: str = "") -> dict[st
     from tuner.progress import frame
 
     lines = [*frame(snapshot, max_running=running), *([Text(said)] if said else [])]
-    console = Console(file=io.StringIO(), record=True, width=160, force_terminal=True, highlight=False)
+    # force_jupyter: else rich shows each line itself
+    console = Console(
+        file=io.StringIO(), record=True, width=160, force_terminal=True, force_jupyter=False, highlight=False
+    )
     for one in lines:
         console.print(one, no_wrap=True, overflow="ellipsis", crop=True)
     pre = '<pre style="white-space:pre;overflow-x:auto;line-height:normal">{code}</pre>'
