@@ -310,8 +310,8 @@ def test_a_checkpoint_is_copied_whole_or_not_at_all(
 def test_a_dry_run_rehearses_on_the_ranks_and_writes_nothing(run: Run, made: Path, tmp_path: Path) -> None:
     before = files_of(made) - {"ran"}
     code, out, err = run(
-        "run", "daily_objectives.py:waits", "--study", "later", "--trials", "40", "--ranks", "2", "--cpus", "0.5",
-        "--dry-run", "--json", "--storage", f"sqlite:///{tmp_path}/new.db",
+        "run", "daily_objectives.py:waits", "--study", "later", "--trials", "40",
+        "--ranks", "2", "--cpus", "0.5", "--dry-run", "--json", "--storage", f"sqlite:///{tmp_path}/new.db",
     )  # fmt: skip
     assert code == 0, err
     found = json.loads(out)
@@ -345,7 +345,8 @@ def test_the_rehearsed_parameters_are_those_of_the_first_trial(run: Run, tmp_pat
 def test_a_dry_run_says_what_would_go_wrong_on_a_worker(run: Run, made: Path) -> None:
     there = made / "only_here.py"
     there.write_text(
-        "import os\n\nif 'TUNER_TRIAL' in os.environ:\n    import nowhere\n\n\ndef objective(trial):\n    return 0.0\n"
+        "import os\n\nif 'TUNER_TRIAL' in os.environ:\n    import nowhere\n"
+        "\n\ndef objective(trial):\n    return 0.0\n"
     )
     arguments = ("--study", "n", "--trials", "2", "--dry-run")
     code, _, err = run("run", "only_here.py", *arguments)
@@ -374,14 +375,15 @@ def test_a_dry_run_finds_a_database_that_cannot_be_written(made: Path, run: Run,
 
 def test_a_dry_run_in_this_process_prints_a_table(run: Run, made: Path, tmp_path: Path) -> None:
     code, out, err = run(
-        "run", "daily_objectives.py:waits", "--study", "n", "--trials", "9", "--dry-run", "--executor", "inline",
+        "run", "daily_objectives.py:waits", "--study", "n", "--trials", "9", "--dry-run",
+        "--executor", "inline",
         "--storage", f"sqlite:///{tmp_path}/new.db",
     )  # fmt: skip
     (made / "left-behind").unlink()
     assert code == 0, err
     for part in ("n (new)", "to be made here; workers never open it", "every node reads and writes there",
-                 "lr=", "first report after", "rank 0 ", "for 1 at once", "9 trials: ", "at 100 reports a trial",
-                 "nothing was written"):  # fmt: skip
+                 "lr=", "first report after", "rank 0 ", "for 1 at once", "9 trials: ",
+                 "at 100 reports a trial", "nothing was written"):  # fmt: skip
         assert part in out
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import nbclient
@@ -58,6 +57,16 @@ CELLS = {
     "constant": """
         SCALE = 3.0
         _ = tuner.optimize(study, objective, n_trials=7, **rest)""",
+    "live": """
+        from IPython.display import display
+
+        def shows(trial):
+            trial.suggest_int("n", 5, 5)
+            display(trial)
+            return 0.0
+
+        _ = tuner.optimize(tuner.create_study("live", storage=URL), shows, n_trials=1,
+                           executor="inline", progress=False)""",
     "refused": """
         def uses_study(trial):
             return study.best_value
@@ -131,6 +140,12 @@ def test_a_trial_shows_itself_as_a_table(outputs: dict[str, list[Any]]) -> None:
     assert "<script>" not in shown
 
 
+def test_the_trial_of_an_objective_shows_itself_too(outputs: dict[str, list[Any]]) -> None:
+    shown = data(outputs["live"], "display_data")["text/html"]
+    for part in ("world_size", ">n<", ">5<"):
+        assert part in shown
+
+
 def test_the_types_are_optunas_own(outputs: dict[str, list[Any]]) -> None:
     assert text(outputs["types"]) == "True True\n"
 
@@ -151,8 +166,8 @@ def test_a_cell_that_is_defined_anew_is_noticed(outputs: dict[str, list[Any]]) -
 def test_what_a_notebook_cannot_do_is_said_in_one_line(outputs: dict[str, list[Any]]) -> None:
     by_value, kind, backend, resumed = text(outputs["refused"]).splitlines()
     assert by_value == (
-        "BadObjective the objective uses the study 'cells' of this process, and workers never open the database; "
-        "inside it use trial.study"
+        "BadObjective the objective uses the study 'cells' of this process, and workers never open the "
+        "database; inside it use trial.study"
     )
     assert kind == "BadInput there is no figure 'histroy'; did you mean 'history'?"
     assert backend == "BadInput backend='bokeh': choose 'plotly' or 'matplotlib'"

@@ -78,19 +78,19 @@ def digest(objective: Callable[..., Any]) -> str:
     """
     found = hashlib.sha256()
     state = None if inspect.isroutine(objective) else getattr(objective, "__dict__", None)
-    for part in _all([objective, state], set()):
+    for part in _all([objective, state], {}):
         found.update(part.encode(errors="surrogatepass") + b"\0")
     return found.hexdigest()
 
 
-def _parts(value: Any, seen: set[int]) -> Iterator[str]:
+def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     """The texts that describe a value, depth first; each object once."""
     if isinstance(value, _PLAIN):
         yield repr(value)
         return
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value  # kept, for another object may get the number of one that is gone
     if isinstance(value, functools.partial):
         yield from _all([value.func, *value.args, *value.keywords.items()], seen)
     elif isinstance(value, types.MethodType):
@@ -118,7 +118,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[str]:
 _NOT_OURS = ("__dict__", "__weakref__", "__module__", "__firstlineno__", "__static_attributes__")
 
 
-def _all(values: Any, seen: set[int]) -> Iterator[str]:
+def _all(values: Any, seen: dict[int, Any]) -> Iterator[str]:
     for one in values:
         yield from _parts(one, seen)
 
@@ -137,7 +137,13 @@ def _source(function: types.FunctionType) -> str:
 
 
 def _code(code: types.CodeType) -> str:
-    inner = [_code(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
+    inner = [
+        _code(one)
+        if isinstance(one, types.CodeType)
+        # the order of a set is another in each process
+        else repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)
+        for one in code.co_consts
+    ]
     return repr((code.co_name, code.co_code, code.co_names, code.co_varnames, inner))
 
 

@@ -35,6 +35,17 @@ RUNNING = 12  # running trials of a frame
 BEST = 5  # trials of a study's table
 COLUMNS = 10  # parameters of a study's table
 LONGEST = 80  # characters of a cell
+# Solarized's accents, which can be read on a light and on a dark page: black, red, green, yellow, ...
+COLOURS = [
+    (88, 110, 117),
+    (220, 50, 47),
+    (112, 138, 0),
+    (181, 137, 0),
+    (38, 139, 210),
+    (211, 54, 130),
+    (42, 161, 152),
+    (127, 127, 127),
+]
 
 
 def is_here() -> bool:
@@ -82,24 +93,14 @@ def study_html(study: optuna.Study) -> str:
 
 def trial_html(trial: optuna.trial.BaseTrial) -> str:
     """A trial, finished or running, as a table of facts and one of its parameters."""
-    facts: dict[str, Any] = {"trial": trial.number}
-    if (state := getattr(trial, "state", None)) is not None:
-        facts["state"] = state.name
-        if trial.values is not None:
-            facts["value" if len(trial.values) == 1 else "values"] = ", ".join(map(_cell, trial.values))
-        if (took := trial.duration) is not None:
-            facts["took"] = f"{took.total_seconds():.3g} s"
-        if reports := trial.intermediate_values:
-            from tuner.progress import sparkline
+    from optuna.trial import FrozenTrial
 
-            curve = [value for _, value in sorted(reports.items())]
-            facts["reports"] = (
-                f"{sparkline(curve)} {_cell(curve[-1])} at step {max(reports)}, {len(curve)} in all"
-            )
+    facts = {"trial": str(trial.number)}
+    if isinstance(trial, FrozenTrial):
+        facts |= _outcome(trial)
     else:
-        facts |= {
-            name: getattr(trial, name) for name in ("attempt", "rank", "world_size") if hasattr(trial, name)
-        }
+        known = ("attempt", "rank", "world_size")
+        facts |= {name: str(getattr(trial, name)) for name in known if hasattr(trial, name)}
     if attrs := trial.user_attrs:
         facts["user attributes"] = ", ".join(f"{name}={_cell(value)}" for name, value in attrs.items())
     params = _table(trial.params.items(), ["parameter", "value"]) if trial.params else ""
@@ -135,8 +136,9 @@ class NotebookProgress:
         self._closed = True
 
     def _show(self, snapshot: Snapshot, running: int, said: str = "") -> None:
-        from IPython.display import display
+        import IPython.display
 
+        display: Any = IPython.display.display
         bundle = progress_bundle(snapshot, running, said)
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
@@ -147,6 +149,7 @@ class NotebookProgress:
 def progress_bundle(snapshot: Snapshot, running: int, said: str = "") -> dict[str, str]:
     """A moment of a run as the MIME types that a notebook can show."""
     from rich.console import Console
+    from rich.terminal_theme import TerminalTheme
     from rich.text import Text
 
     from tuner.progress import frame
@@ -158,9 +161,10 @@ def progress_bundle(snapshot: Snapshot, running: int, said: str = "") -> dict[st
     )
     for one in lines:
         console.print(one, no_wrap=True, overflow="ellipsis", crop=True)
-    pre = '<pre style="white-space:pre;overflow-x:auto;line-height:normal">{code}</pre>'
+    pre = '<pre style="font-family:monospace;line-height:normal;overflow-x:auto">{code}</pre>'
+    theme = TerminalTheme((0, 0, 0), (127, 127, 127), COLOURS)
     return {
-        "text/html": console.export_html(inline_styles=True, code_format=pre),
+        "text/html": console.export_html(inline_styles=True, code_format=pre, theme=theme),
         "text/plain": "\n".join(one.plain.rstrip() for one in lines),
     }
 
@@ -187,6 +191,22 @@ def _facts(study: optuna.Study) -> dict[str, str]:
     best = _best(study)
     if best and len(study.directions) == 1:
         facts["best"] = f"{_cell(best[0].values[0])} of trial {best[0].number}"
+    return facts
+
+
+def _outcome(trial: optuna.trial.FrozenTrial) -> dict[str, str]:
+    from tuner.progress import sparkline
+
+    facts = {"state": trial.state.name}
+    if trial.values is not None:
+        facts["value" if len(trial.values) == 1 else "values"] = ", ".join(map(_cell, trial.values))
+    if trial.duration is not None:
+        facts["took"] = f"{trial.duration.total_seconds():.3g} s"
+    if reports := trial.intermediate_values:
+        curve = [value for _, value in sorted(reports.items())]
+        facts["reports"] = (
+            f"{sparkline(curve)} {_cell(curve[-1])} at step {max(reports)}, {len(curve)} in all"
+        )
     return facts
 
 
