@@ -113,9 +113,11 @@ def run(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray that the commands of this process find."""
-    context = ray.init(
-        address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_worker_niceness", "0")  # as in a Ray of our own: else ranks lose to all else here
+        context = ray.init(
+            address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+        )
     yield
     ray.shutdown()
     shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
