@@ -124,7 +124,9 @@ def cluster() -> Iterator[None]:
 
 
 def files_of(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    """Without what SQLite and Python keep for as long as somebody has a file open."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    return {name for name in found if not name.endswith(("-wal", "-shm"))}
 
 
 # ---------------------------------------------------------------------- the winner once more
