@@ -29,7 +29,7 @@ from storage.errors import Refused, Unavailable
 from storage.masking import mask_url
 from storage.tables import OPTUNA_SCHEMA
 
-__all__ = ["Database", "normalise_url"]
+__all__ = ["Database", "file_system", "normalise_url"]
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs", "afs")
 
@@ -318,7 +318,7 @@ def _check_file(path: str, create: bool) -> None:
         raise Unavailable(
             f"there is no database {file}; name another with --storage, or create a study first"
         )
-    kind = _file_system(file.parent)
+    kind = file_system(file.parent)
     if kind.startswith(_NETWORK_FILE_SYSTEMS):
         raise Unavailable(
             f"{file} lies on a network file system ({kind}), where SQLite corrupts its files; "
@@ -326,7 +326,8 @@ def _check_file(path: str, create: bool) -> None:
         )
 
 
-def _file_system(folder: Path) -> str:
+def file_system(folder: Path) -> str:
+    """The kind of file system that a folder is on, such as ``"ext4"``; "" where nobody can say."""
     real = os.path.realpath(folder)
     best, kind = "", ""
     for part in psutil.disk_partitions(all=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +31,7 @@ __all__ = [
     "Running",
     "RunningRow",
     "history",
+    "leaders",
     "progress",
     "running",
 ]
@@ -67,6 +68,7 @@ class Progress:
         first_start, last_end: of any trial, or None.
         finishes: when the newest trials of the newest run ended, at most 50, in order; of the study
             where only Optuna ran it. Empty while a newer driver has claimed nothing yet.
+        finished: how many trials ended in the newest run, or in all.
         claimed, retrying: RUNNING trials that wait for a slot: for their first attempt, for another one.
         retried: trials with more than one attempt.
     """
@@ -75,6 +77,7 @@ class Progress:
     first_start: dt.datetime | None
     last_end: dt.datetime | None
     finishes: tuple[dt.datetime, ...]
+    finished: int
     claimed: int
     retrying: int
     retried: int
@@ -105,6 +108,7 @@ class RunningRow:
 
     Attributes:
         attempt: None where another program runs it.
+        params: those that it has asked for so far.
         hosts, devices: of all its ranks, each once, in order.
         curve: its reports by step, at most 60 of them, the newest among them.
     """
@@ -112,6 +116,7 @@ class RunningRow:
     number: int
     attempt: int | None
     started_at: dt.datetime | None
+    params: Mapping[str, Any]
     hosts: tuple[str, ...]
     devices: tuple[str, ...]
     curve: tuple[CurvePoint, ...]
@@ -142,16 +147,18 @@ def progress(engine: Engine, name: str) -> Progress | None:
             waiting, retried = _waiting(connection, uid)
             if epoch is not None:
                 since = runs[-1].began if runs and runs[-1].epoch == epoch else dt.datetime.max
-        ends = sa.select(TRIALS.c.datetime_complete).where(of_study, TRIALS.c.state.in_(FINISHED))
-        ends = ends.where(TRIALS.c.datetime_complete.is_not(None))
+        at = TRIALS.c.datetime_complete
+        ended = [of_study, TRIALS.c.state.in_(FINISHED), at.is_not(None)]
         if since is not None:
-            ends = ends.where(TRIALS.c.datetime_complete >= since)
-        newest = connection.execute(ends.order_by(TRIALS.c.datetime_complete.desc()).limit(_FINISHES))
+            ended.append(at >= since)
+        newest = connection.execute(sa.select(at).where(*ended).order_by(at.desc()).limit(_FINISHES))
+        count = sa.select(sa.func.count()).select_from(TRIALS).where(*ended)
         return Progress(
             runs=tuple(runs),
             first_start=first,
             last_end=last,
             finishes=tuple(reversed(list(newest.scalars()))),
+            finished=connection.execute(count).scalar_one(),
             claimed=waiting.get(False, 0),
             retrying=waiting.get(True, 0),
             retried=retried,
@@ -211,6 +218,28 @@ def history(
     return History(shown=tuple(_evenly(rows, most)), best=tuple(best), total=len(rows))
 
 
+def leaders(engine: Engine, name: str) -> tuple[tuple[float, int], ...]:
+    """Of several objectives, the best finite value of each and its trial's number; empty for a single one."""
+    with selects.view(engine) as connection:
+        study_id, _ = selects.study_ids(connection, name)
+        ways = selects.directions(connection, [study_id]).get(study_id, ()) if study_id is not None else ()
+        if len(ways) < 2:
+            return ()
+        found = []
+        for at, way in enumerate(ways):
+            query = sa.select(VALUES.c.value, TRIALS.c.number).join(
+                TRIALS, TRIALS.c.trial_id == VALUES.c.trial_id
+            )
+            query = query.where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)
+            query = query.where(VALUES.c.objective == at, VALUES.c.value <= math.inf)  # no NaN
+            order = VALUES.c.value if way == "minimize" else VALUES.c.value.desc()
+            row = connection.execute(query.order_by(order, TRIALS.c.number).limit(1)).first()
+            if row is None:
+                return ()
+            found.append((row.value, row.number))
+        return tuple(found)
+
+
 def running(engine: Engine, name: str, *, limit: int = 12) -> Running:
     """The trials that run now; those that wait for a slot are not among them."""
     with selects.view(engine) as connection:
@@ -223,7 +252,8 @@ def running(engine: Engine, name: str, *, limit: int = 12) -> Running:
         attempts = _open_attempts(connection, uid, [trial.trial_id for trial in trials])
         there = [trial for trial in trials if getattr(attempts.get(trial.trial_id), "state", "") != "claimed"]
         shown = there[:limit]
-        curves = curves_of(connection, [trial.trial_id for trial in shown])
+        ids = [trial.trial_id for trial in shown]
+        curves, params = curves_of(connection, ids), selects.params_of(connection, ids)
     rows = []
     for trial in shown:
         attempt = attempts.get(trial.trial_id)
@@ -233,6 +263,7 @@ def running(engine: Engine, name: str, *, limit: int = 12) -> Running:
                 number=trial.number,
                 attempt=attempt.attempt if attempt is not None else None,
                 started_at=attempt.started_at if attempt is not None else trial.datetime_start,
+                params=params.get(trial.trial_id, {}),
                 hosts=tuple(dict.fromkeys(str(rank.get("host", "")) for rank in ranks)),
                 devices=tuple(dict.fromkeys(str(one) for rank in ranks for one in rank.get("devices", ()))),
                 curve=tuple(_evenly(curves[trial.trial_id], _SPARKS)),

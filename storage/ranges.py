@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from storage.selects import PARAMS, TRIALS
 from storage.tables import optuna_tables
 from storage.views import ParamRange
 
-__all__ = ["Names", "names", "ranges_of"]
+__all__ = ["Names", "names", "of_space", "ranges_of"]
 
 _NEWEST = 50  # trials whose ranges stand for the study's
 
@@ -57,6 +57,15 @@ def ranges_of(connection: Connection, ids: Sequence[int]) -> dict[str, ParamRang
     query = sa.select(PARAMS.c.param_name, PARAMS.c.distribution_json)
     query = query.where(among(connection, PARAMS.c.trial_id, ids)).order_by(PARAMS.c.param_id)
     return {row.param_name: _range(row.distribution_json) for row in connection.execute(query).all()}
+
+
+def of_space(space: Mapping[str, str]) -> dict[str, ParamRange]:
+    """By name of a parameter, what a space draws it from.
+
+    Args:
+        space: distributions in Optuna's JSON, as the settings of a study keep them.
+    """
+    return {name: _range(text) for name, text in space.items()}
 
 
 def _range(text: str) -> ParamRange:

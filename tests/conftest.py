@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from dashboard.access.login import VARIABLES
 from tests.chaos.table import pytest_runtest_makereport, pytest_terminal_summary, recovered
 from tests.postgres import postgres_server
-from tuner import takeover
+from tuner import config, takeover
 from tuner.dispatch import shell
 
 __all__ = ["pytest_runtest_makereport", "pytest_terminal_summary", "recovered"]
@@ -40,8 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "TUNER_STORAGE", *VARIABLES):
+    for name in ("RAY_ADDRESS", *VARIABLES, *map(config.variable, config.KEYS)):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from storage import commands, reads, studies
 from tuner.cli import main
 from tuner.cli import stop as stop_module
 from tuner.cli.app import _COMMANDS
-from tuner.cli.doctor import sqlite_finding
+from tuner.cli.checks.database import sqlite_finding
 from tuner.cli.options import bytes_of, params_of
 
 OBJECTIVES = """
@@ -67,6 +67,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     file = folder / "cli_objectives.py"
     file.write_text(OBJECTIVES)
+    (folder / "broken_objective.py").write_text("import math\n\nx = 0\ny = 1 / x\n")
+    (folder / "broken_syntax.py").write_text("x = 1\ndef objective(trial:\n    pass\n")
+    (folder / "broken_import.py").write_text("import not_installed\n")
+    os.mkfifo(folder / "pipe", 0o600)
     url = f"sqlite:///{folder}/tuner.db"
     for name, budget in (("objective", 3), ("two", 3), ("constrained", 4), ("fails", 2)):
         ways = ["minimize", "minimize"] if name == "two" else ["minimize"]
@@ -148,6 +152,55 @@ BAD_USE = {
     "no ranks": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--ranks", "0"], "ranks=0"),
     "bad memory": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--memory", "4x"], "'4x'"),
     "bad custom": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--custom", "d"], "'d'"),
+    "near command": (["statsu", "two"], "'status'"),
+    "near option": (["run", "cli_objectives.py", "--study", "n", "--trails", "3"], "--trials"),
+    "near sampler": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--sampler", "tpee()"],
+        "did you mean 'tpe'?",
+    ),
+    "bad pruner": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--pruner", "median(x=1)"],
+        "x",
+    ),
+    "error at import": (
+        ["run", "broken_objective.py", "--study", "n", "--trials", "3"],
+        "broken_objective.py line 4: ZeroDivisionError: division by zero",
+    ),
+    "error in syntax": (
+        ["run", "broken_syntax.py", "--study", "n", "--trials", "3"],
+        "broken_syntax.py line 2: SyntaxError",
+    ),
+    "missing import": (
+        ["run", "broken_import.py", "--study", "n", "--trials", "3"],
+        "broken_import.py line 1: ModuleNotFoundError: No module named 'not_installed'",
+    ),
+    "error at import, one trial": (["run", "broken_objective.py", "--params", "x=1"], "line 4"),
+    "broken url": (["studies", "--storage", "postgresql://ann:secret@h:port/x"], "is not a database URL"),
+    "other database": (["studies", "--storage", "mysql://h/x"], "not to mysql"),
+    "negative timeout": (
+        ["run", "cli_objectives.py", "--study", "n", "--timeout", "-1"],
+        "timeout=-1.0: give seconds above 0",
+    ),
+    "endless timeout": (["run", "cli_objectives.py", "--study", "n", "--timeout", "inf"], "timeout=inf"),
+    "no concurrency": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--max-concurrent", "0"],
+        "max_concurrent=0",
+    ),
+    "bad isolation": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--isolation", "none"],
+        "'none'",
+    ),
+    "bad seed": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--seed", "-1"], "seed=-1"),
+    "bad alert": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--alert", "x"], "x"),
+    "bad on_oom": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--on-oom", "cry"],
+        "'cry'",
+    ),
+    "export state": (["export", "objective", "--state", "x"], "'X'"),
+    "export condition": (["export", "objective", "--where", "lr!=3"], "condition 'lr!=3'"),
+    "no page": (["trials", "objective", "--page", "0"], "--page"),
+    "pipe for passwords": (["dashboard", "--password-file", "pipe"], "pipe is no regular file"),
+    "no shell": (["completion", "tcsh"], "'tcsh'"),
     "bad url": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--storage", "foo"], "'foo'"),
     "no database": (["studies", "--storage", "sqlite:///none.db"], "none.db"),
     "unknown study": (["status", "digitz"], "it has: objective, two"),
@@ -344,7 +397,7 @@ def test_a_held_study_exits_3(run: Run, made: Path) -> None:
         assert code == 3
         assert f"process {os.getpid()}" in err
         code, out, _ = run("status", "two")
-        assert f"driver   process {os.getpid()}" in out
+        assert f"driver  process {os.getpid()}" in out
     finally:
         lease.release()
 
@@ -426,7 +479,7 @@ def test_status_of_an_ended_study_says_why_and_watching_it_ends_at_once(run: Run
     for arguments in (["status", "fails"], ["status", "fails", "--watch"]):
         code, out, _ = run(*arguments)
         assert code == 0
-        assert "2 fail" in out
+        assert "2 failed" in out or "failed 2" in out
     assert "2 x exception: ValueError: boom" in run("status", "fails")[1]
     assert "budget of 2 trials spent" in run("status", "fails")[1]
 
@@ -618,7 +671,7 @@ def test_retry_makes_new_trials_and_names_the_command_that_runs_them(run: Run) -
 
 
 def test_enqueue_adds_a_trial_and_says_when_the_budget_does_not_reach(run: Run) -> None:
-    code, out, _ = run("enqueue", "fails", "x=0.25", "kind=adam")
+    code, out, _ = run("enqueue", "fails", "x=0.25")
     assert code == 0
     number = int(out.split()[1])
     needed = number + 1
@@ -627,6 +680,57 @@ def test_enqueue_adds_a_trial_and_says_when_the_budget_does_not_reach(run: Run) 
     assert code == 2
     assert "'x': write NAME=VALUE" in err
     assert "--params" not in err
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        (["kinds=a"], "'kinds'; did you mean 'kind'? it has: kind, x"),
+        (["kind=c"], "kind='c' is none of its choices: 'a', 'b'"),
+        (["x=fast"], "x='fast': it is a number from -3 to 3"),
+        (["x=True"], "x=True: it is a number"),
+    ],
+)
+def test_enqueue_refuses_what_the_study_never_had_unless_it_is_forced(
+    run: Run, params: list[str], says: str
+) -> None:
+    code, _, err = run("enqueue", "objective", *params)
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1
+    assert run("enqueue", "objective", *params, "--force")[0] == 0
+
+
+def test_enqueue_warns_of_a_number_out_of_its_range_and_takes_it(run: Run) -> None:
+    code, out, err = run("enqueue", "objective", "x=5")
+    assert code == 0
+    assert "waits in objective" in out
+    assert err == "warning: x=5 is outside of its range, -3 to 3\n"
+
+
+def test_enqueue_knows_a_space_before_the_first_trial(run: Run, tmp_path: Path) -> None:
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    study = tuner.create_study("spaced", storage=f"sqlite:///{tmp_path}/s.db")
+    tuner.optimize(
+        study, lambda trial: trial.params["x"], n_trials=1, space=space, executor="inline", progress=False
+    )
+    url = f"sqlite:///{tmp_path}/s.db"
+    assert "no trial of the study has had" in run("enqueue", "spaced", "y=1", "--storage", url)[2]
+    code, out, _ = run("enqueue", "spaced", "x=0.5", "--storage", url)
+    assert code == 0
+    assert "--objective FILE.py:NAME" in out  # the objective was sent by value: it has to be named
+
+
+def test_of_a_study_that_tuner_never_ran_the_next_step_is_not_resume(run: Run, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/plain.db"
+    optuna.create_study(study_name="plain", storage=url).optimize(
+        lambda trial: trial.suggest_float("x", 0, 1), n_trials=1
+    )
+    for arguments in (["retry", "plain", "0"], ["enqueue", "plain", "x=0.5"]):
+        code, out, _ = run(*arguments, "--storage", url)
+        assert code == 0
+        assert "tuner run FILE.py --study plain --load-if-exists --trials" in out
+        assert "resume" not in out
 
 
 def test_with_a_live_driver_too_the_budget_is_named(run: Run, driven: storage.StudyRecord) -> None:

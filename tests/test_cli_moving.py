@@ -72,6 +72,19 @@ def test_csv_has_a_row_a_trial(run: Run) -> None:
     assert rows[0]["start"].endswith("+00:00")
 
 
+def test_export_takes_the_filters_of_trials(run: Run) -> None:
+    def numbers(*arguments: str) -> list[int]:
+        code, out, err = run("export", "s", *arguments)
+        assert (code, err) == (0, "")
+        return [int(row["number"]) for row in csv.DictReader(out.splitlines())]
+
+    everything = numbers()
+    complete = numbers("--state", "complete")
+    assert 0 < len(complete) < len(everything)
+    assert numbers("--where", "number>=3", "--state", "COMPLETE") == [one for one in complete if one >= 3]
+    assert numbers("--where", "number>=999") == []
+
+
 def test_json_is_strict_and_has_everything(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("export", "s", "--format", "json", "--output", "s.json")
 

@@ -37,7 +37,7 @@ def test_reading_a_missing_file_does_not_make_it(tmp_path: Path) -> None:
 
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "_file_system", lambda folder: "nfs4")
+    monkeypatch.setattr(database, "file_system", lambda folder: "nfs4")
     with pytest.raises(Unavailable, match="network file system"):
         Database(f"sqlite:///{tmp_path}/tuner.db")
     assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,9 @@ import sys
 from typing import Any
 
 import pytest
+from rich.text import Text
 
 from tuner.progress import (
-    Redraw,
     TerminalProgress,
     clock_text,
     frame,
@@ -20,7 +20,8 @@ from tuner.progress import (
     seconds_left,
     sparkline,
 )
-from tuner.snapshot import RunningTrial, Snapshot
+from tuner.redraw import Redraw, has_unicode
+from tuner.snapshot import EVERY, SHARE, RunningTrial, Snapshot, leaders, pause
 
 
 class Terminal(io.StringIO):
@@ -69,8 +70,15 @@ def snapshot(**changes: Any) -> Snapshot:
     return dataclasses.replace(plain, **changes)
 
 
-def shown(snap: Snapshot, max_running: int = 10) -> str:
-    return "\n".join(text.plain for text in frame(snap, max_running=max_running))
+def shown(snap: Snapshot, width: int = 120, height: int = 30, *, unicode: bool = True) -> str:
+    return "\n".join(text.plain for text in frame(snap, width=width, height=height, unicode=unicode))
+
+
+def many(count: int) -> tuple[RunningTrial, ...]:
+    return tuple(
+        RunningTrial(number=number, attempt=1, seconds=1.0, step=1, values=(0.1, 0.2), params={"lr": 0.1})
+        for number in range(count)
+    )
 
 
 def test_the_view_shows_counts_best_curves_rate_time_left_and_failures_by_class() -> None:
@@ -94,14 +102,50 @@ def test_the_view_shows_counts_best_curves_rate_time_left_and_failures_by_class(
         assert part in text, part
 
 
-def test_more_running_trials_than_fit_are_counted() -> None:
-    assert "and 1 more running" in shown(snapshot(), max_running=1)
+@pytest.mark.parametrize(("width", "height"), [(80, 23), (160, 23), (160, 50), (40, 8), (20, 2), (300, 10)])
+@pytest.mark.parametrize("unicode", [True, False])
+def test_forty_running_trials_fit_and_those_that_do_not_are_counted(
+    width: int, height: int, unicode: bool
+) -> None:
+    name = "a-study-with-a-name-that-is-longer-than-any-terminal-" * 5
+    lines = frame(snapshot(running=many(40), study=name), width=width, height=height, unicode=unicode)
+    text = "\n".join(one.plain for one in lines)
+    assert len(lines) <= max(height, 6)
+    assert unicode or text.isascii()
+    seen = {number for number in range(40) if f"#{number} " in text}
+    if height > 7:
+        hidden = int(text.partition("  and ")[2].partition(" ")[0] or 0)
+        assert len(seen) + hidden == 40
+        assert seen == set(range(len(seen)))
+    if (width, height) == (160, 50):
+        assert len(seen) == 40
+
+
+def test_several_objectives_show_the_best_of_each() -> None:
+    done = [(3, [0.5, 2.0]), (4, [0.25, 1.0]), (9, [0.75, 9.0]), (11, [])]
+    best = leaders(done, ("minimize", "maximize"))
+    assert best == ((0.25, 4), (9.0, 9))
+    assert leaders(done, ("minimize",)) == leaders([], ("minimize", "maximize")) == ()
+    several = snapshot(
+        directions=("minimize", "maximize"), best=None, best_number=None, best_params={}, leaders=best
+    )
+    assert "best minimize 0.25 (trial 4)  maximize 9 (trial 9)" in shown(several)
+
+
+def test_what_a_trial_waits_for_and_what_else_there_is_to_say_is_shown() -> None:
+    waits = RunningTrial(number=1, attempt=1, seconds=0, step=None, values=(), waits="1 GPU")
+    noted = RunningTrial(number=2, attempt=1, seconds=0, step=None, values=(), note="to resume")
+    text = shown(snapshot(running=(waits, noted), phase=""))
+    assert "waits for 1 GPU" in text
+    assert "to resume" in text
+    assert "nobody drives it" in text
+    assert " left" not in text
 
 
 def test_without_a_budget_or_a_best_value_nothing_is_invented() -> None:
     bare = snapshot(n_trials=None, best=None, best_number=None, best_params={}, finished_here=0, seconds=0.0)
     text = shown(bare)
-    assert "left" not in text
+    assert " left" not in text
     assert "trials/min" not in text
     assert "best -" in text
     assert seconds_left(bare) is None
@@ -127,20 +171,56 @@ def test_a_frame_replaces_the_last_one_in_place() -> None:
     assert terminal.getvalue().endswith("\n")
 
 
-@pytest.mark.parametrize("cost", [0.001, 0.05])
-def test_frames_take_less_than_one_percent_of_the_time(cost: float) -> None:
-    terminal, clock = Terminal(), Clock()
-    progress = TerminalProgress(terminal, clock=clock)
-    drawn = 0
-    for _ in range(2000):  # the driver calls every 10 ms for 20 s
-        before = len(terminal.getvalue())
-        clock.step = cost  # each look at the clock while drawing moves it by the frame's cost
-        progress.update(snapshot())
-        clock.step = 0.0
-        drawn += len(terminal.getvalue()) > before
-        clock.now += 0.01
-    assert drawn >= 1
-    assert drawn * cost <= 0.011 * clock.now + cost
+def test_after_a_frame_the_driver_waits_a_hundred_times_as_long() -> None:
+    assert pause(0.0) == EVERY
+    for took in (0.003, 0.02, 0.08):
+        assert took / (took + pause(took)) < 1 / SHARE
+    assert pause(60.0) < 60  # it does not stand still for good
+
+
+def test_a_terminal_that_was_made_narrower_is_cleared_of_all_rows_of_the_last_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = [100, 30]
+    monkeypatch.setattr(Redraw, "size", property(lambda redraw: tuple(size)))
+    terminal = Terminal()
+    redraw = Redraw(terminal)
+    redraw.draw([Text("x" * 90), Text("short")])
+    size[0] = 40
+    redraw.draw([Text("y")])
+    redraw.finish()
+    assert "\x1b[4F\x1b[J" in terminal.getvalue()  # 90 cells are three rows of 40 now
+    assert terminal.getvalue().endswith("y\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, True),
+        ({"LANG": "en_US.UTF-8"}, True),
+        ({"LANG": "C"}, False),
+        ({"LANG": "C", "LC_CTYPE": "C.UTF-8"}, False),  # as Python sets it itself
+        ({"LC_ALL": "POSIX", "LANG": "en_US.UTF-8"}, False),
+        ({"LANG": "C.UTF-8"}, True),
+        ({"TERM": "linux", "LANG": "en_US.UTF-8"}, False),
+    ],
+)
+def test_block_characters_only_where_the_terminal_has_them(
+    environment: dict[str, str], expected: bool
+) -> None:
+    assert has_unicode(Terminal(), environment) is expected
+
+
+def test_a_name_that_the_terminal_cannot_write_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    raw = io.BytesIO()
+    terminal = io.TextIOWrapper(raw, encoding="ascii", errors="strict")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    progress = TerminalProgress(terminal)
+    progress.update(snapshot(study="größe"))
+    terminal.flush()
+    assert b"gr??e" in raw.getvalue()
+    assert "▁".encode() not in raw.getvalue()
 
 
 def test_plain_lines_appear_only_when_something_changed() -> None:
@@ -160,6 +240,13 @@ def test_plain_lines_appear_only_when_something_changed() -> None:
         line(snapshot(states={"COMPLETE": 3})),
         "budget of 3 trials spent",
     ]
+
+
+def test_a_terminal_that_moves_no_cursor_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    TerminalProgress(terminal).update(snapshot())
+    assert terminal.getvalue() == f"{line(snapshot())}\n"
 
 
 def test_other_output_appears_above_the_view_and_streams_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +269,7 @@ def test_a_view_is_never_taller_than_the_terminal(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", "40")
     terminal = Terminal()
     redraw = Redraw(terminal)
-    redraw.draw(frame(snapshot(), max_running=50))
+    redraw.draw(frame(snapshot(), width=40, height=50))
     redraw.finish()
     assert terminal.getvalue().count("\n") == 5
 
@@ -193,6 +280,7 @@ def test_sparkline_scales_and_leaves_gaps() -> None:
     assert sparkline([3.0, 3.0]) == "▄▄"
     assert sparkline([-1.7e308, 1.7e308]) == "▁█"
     assert sparkline([]) == ""
+    assert sparkline([0.0, 1.0, 2.0], unicode=False) == "_=#"
     assert sparkline([math.nan]) == " "
     assert len(sparkline(list(map(float, range(100))), 16)) == 16
 

@@ -53,7 +53,6 @@ REFRESH_EVERY = 0.5  # seconds between looks at what other programs did
 GIVE_UP = 600.0  # seconds without a database and without a running trial
 SAY_WAIT = 15.0  # seconds that all wait for resources before we say so
 LOGGED = 10  # failures of a class that are logged, each in a line
-DRAW_EVERY = 0.2  # seconds between frames of the progress display
 
 
 _BROKEN = "ended by an error"
@@ -241,8 +240,10 @@ class Driver:
             self._next_refresh = time.monotonic() + REFRESH_EVERY
         self._watch(now)
         if self._progress is not None and now >= self._next_draw:
+            began = time.monotonic()
             self._progress.update(self._snapshot())
-            self._next_draw = now + DRAW_EVERY
+            ended = time.monotonic()
+            self._next_draw = ended + snapshot.pause(ended - began)
 
     def _look_around(self) -> None:
         """What other programs did and asked for."""

@@ -167,7 +167,8 @@ def resume(
 
     Args:
         study_name: of a study that ``optimize`` or ``tuner run`` has driven before.
-        storage: database URL; default ``$TUNER_STORAGE``, else ``sqlite:///tuner.db``.
+        storage: database URL; default ``$TUNER_STORAGE``, else that of ``tuner.toml`` (:mod:`tuner.config`),
+            else ``sqlite:///tuner.db``.
         objective, sampler, pruner, space: asked for by name where they could not be kept as plain
             data (a lambda, an object of Optuna's, a function); otherwise they replace what is kept.
         callbacks, progress, alerts: as for :func:`tuner.optimize`.

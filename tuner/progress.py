@@ -1,32 +1,27 @@
-"""A run on the terminal: one view that is redrawn in place, or plain lines where that is no use.
-
-The display measures what each frame costs and waits a hundred times as long before the next
-one, so that it takes about one percent of the driver's time on any machine.
-"""
+"""A run on the terminal: one view that is redrawn in place, or plain lines where that is no use."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.text import Text
 
+from tuner.redraw import Redraw, can_redraw
 from tuner.snapshot import RunningTrial, Snapshot
 
-__all__ = ["Redraw", "TerminalProgress", "clock_text", "number_text", "params_text", "sparkline"]
+__all__ = ["TerminalProgress", "clock_text", "frame", "line", "number_text", "params_text", "sparkline"]
 
-FRAME_EVERY = 0.2  # seconds at least between frames
 LINE_EVERY = 5.0  # seconds at least between plain lines
-SHARE = 100  # a frame that took t seconds is followed by at least SHARE * t without one,
-LONGEST = 5.0  # but by no more than this: a slow frame on a busy machine is no reason to stand still
 _BARS = "▁▂▃▄▅▆▇█"
+_ASCII = "_.-=*#"
+_COLUMN = 60  # cells of a running trial at least, where several stand side by side
+_NOTE = "magenta"  # which can be read on light and on dark, as yellow and cyan cannot
 _FINISHED = ("COMPLETE", "PRUNED", "FAIL")
-_BESIDE = 8  # lines of a frame that are not running trials
 
 
 class TerminalProgress:
@@ -41,28 +36,23 @@ class TerminalProgress:
     def __init__(self, file: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = file if file is not None else sys.stderr
         self._clock = clock
-        self._redraw = Redraw(self._file) if self._file.isatty() else None
+        self._redraw = Redraw(self._file) if can_redraw(self._file) else None
         self._next = -math.inf
         self._last: object = None
         self._closed = False
 
     def update(self, snapshot: Snapshot) -> None:
-        """Show this moment, unless the last one was shown too short a time ago."""
-        began = self._clock()
-        if began < self._next or self._closed:
+        """Show this moment; as a plain line, unless the last one was shown too short a time ago."""
+        if self._closed:
             return
         if self._redraw is not None:
-            self._redraw.draw(frame(snapshot, max_running=max(1, self._redraw.height - _BESIDE)))
-            every = FRAME_EVERY
-        else:
-            seen = (dict(snapshot.states), snapshot.best_number, snapshot.phase)
-            if seen == self._last:
-                return
+            self._draw(self._redraw, snapshot)
+            return
+        seen = (dict(snapshot.states), snapshot.best_number, snapshot.phase)
+        if self._clock() >= self._next and seen != self._last:
             self._last = seen
             print(line(snapshot), file=self._file, flush=True)
-            every = LINE_EVERY
-        ended = self._clock()
-        self._next = ended + max(every, min(LONGEST, SHARE * (ended - began)))
+            self._next = self._clock() + LINE_EVERY
 
     def close(self, snapshot: Snapshot | None, message: str) -> None:
         """Show the last moment and how the run ended. Can be called twice; the first counts."""
@@ -72,109 +62,37 @@ class TerminalProgress:
         said = (message.strip().splitlines() or [""])[0]
         if self._redraw is not None:
             if snapshot is not None:
-                self._redraw.draw(frame(snapshot, max_running=0))
+                self._draw(self._redraw, dataclasses.replace(snapshot, running=()))
             self._redraw.finish()
         elif snapshot is not None:
             print(line(snapshot), file=self._file)
         if said:
             print(said, file=self._file, flush=True)
 
-
-class Redraw:
-    """A block of lines at the end of a terminal that is drawn again in place.
-
-    What else is printed meanwhile, through ``sys.stdout`` or ``sys.stderr``, appears above it.
-    The cursor stays visible, so nothing is left to repair when a process is killed.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._console = Console(file=file, highlight=False)
-        self._text = ""
-        self._lines = 0
-        self._before: dict[str, TextIO] = {}
-
-    @property
-    def height(self) -> int:
-        """Lines of the terminal."""
-        return self._console.height
-
-    def draw(self, lines: Sequence[Text]) -> None:
-        """Show these lines in place of the last ones, cut at the right edge."""
-        self._redirect()
-        shown = lines[: max(1, self.height - 1)]
-        with self._console.capture() as captured:
-            for one in shown:
-                self._console.print(one, no_wrap=True, overflow="ellipsis", crop=True)
-        self._write(self._erase() + captured.get())
-        self._text, self._lines = captured.get(), len(shown)
-
-    def finish(self) -> None:
-        """Leave the last lines where they are, and standard output as it was."""
-        for name, stream in self._before.items():
-            if isinstance(getattr(sys, name), _Above):
-                setattr(sys, name, stream)
-        self._before.clear()
-        self._text, self._lines = "", 0
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """The block is away from the terminal while other text is written."""
-        self._write(self._erase())
-        yield
-        self._write(self._text)
-
-    def _erase(self) -> str:
-        return f"\x1b[{self._lines}F\x1b[J" if self._lines else ""
-
-    def _write(self, text: str) -> None:
-        self._file.write(text)
-        self._file.flush()
-
-    def _redirect(self) -> None:
-        if self._before:
-            return
-        for name in ("stdout", "stderr"):
-            stream = getattr(sys, name)
-            if stream is not None and stream.isatty():
-                self._before[name] = stream
-                setattr(sys, name, _Above(stream, self))
-
-
-class _Above:
-    """A standard stream whose whole lines are written above the block."""
-
-    def __init__(self, stream: TextIO, block: Redraw) -> None:
-        self._stream = stream
-        self._block = block
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        whole, newline, self._rest = (self._rest + text).rpartition("\n")
-        if newline:
-            with self._block.aside():
-                self._stream.write(whole + newline)
-                self._stream.flush()
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    @staticmethod
+    def _draw(redraw: Redraw, snapshot: Snapshot) -> None:
+        width, height = redraw.size
+        redraw.draw(frame(snapshot, width=width, height=height, unicode=redraw.unicode))
 
 
 # ---------------------------------------------------------------------- what is shown
 
 
-def frame(snapshot: Snapshot, *, max_running: int) -> list[Text]:
-    """The lines of the live view."""
-    lines = [_heading(snapshot), _bar(snapshot), _counters(snapshot), _best(snapshot)]
+def frame(snapshot: Snapshot, *, width: int, height: int, unicode: bool = True) -> list[Text]:
+    """The lines of the live view.
+
+    Args:
+        width, height: cells and lines that there are.
+        unicode: bars and curves in block characters; else in ASCII.
+    """
+    lines = [_heading(snapshot, width), *_phase(snapshot), _bar(snapshot, width, unicode)]
+    lines += [_counters(snapshot), _best(snapshot)]
+    failures = [Text(f"  failures  {_failures(snapshot)}", style="red")] if snapshot.reasons else []
     running = sorted(snapshot.running, key=lambda trial: trial.number)
-    lines += [_running(trial) for trial in running[:max_running]]
-    hidden = len(running) - max_running
-    if max_running and hidden > 0:
-        lines.append(Text(f"  and {hidden} more running", style="dim"))
-    if snapshot.reasons:
-        lines.append(Text(f"  failures  {_failures(snapshot)}", style="red"))
-    return lines
+    room = height - len(lines) - len(failures)
+    if running and room > 0:
+        lines += _rows(running, width, room, unicode)
+    return lines + failures
 
 
 def line(snapshot: Snapshot) -> str:
@@ -192,7 +110,7 @@ def line(snapshot: Snapshot) -> str:
         text += f", {clock_text(left)} left"
     if snapshot.reasons:
         text += f"; failures: {_failures(snapshot)}"
-    return text if snapshot.phase == "running" else f"{text}; {snapshot.phase}"
+    return text if snapshot.phase in ("running", "ended", "") else f"{text}; {snapshot.phase}"
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
@@ -203,15 +121,16 @@ def seconds_left(snapshot: Snapshot) -> float | None:
     return missing * snapshot.seconds / snapshot.finished_here
 
 
-def sparkline(values: Sequence[float], width: int = 16) -> str:
+def sparkline(values: Sequence[float], width: int = 16, *, unicode: bool = True) -> str:
     """A curve in one line of text; the newest values where there are more than ``width``.
 
     A value that is not finite is a gap.
 
     Example:
-        >>> sparkline([0.0, 0.5, 1.0])
-        '▁▅█'
+        >>> sparkline([0.0, 0.5, 1.0]), sparkline([0.0, 0.5, 1.0], unicode=False)
+        ('▁▅█', '_=#')
     """
+    bars = _BARS if unicode else _ASCII
     shown = list(values)[-width:]
     finite = [value for value in shown if math.isfinite(value)]
     if not finite:
@@ -219,15 +138,15 @@ def sparkline(values: Sequence[float], width: int = 16) -> str:
     low, high = min(finite), max(finite)
     # halved first: the difference of two huge values may be no finite number
     span = high / 2 - low / 2
-    levels = len(_BARS) - 1
+    levels = len(bars) - 1
     text = ""
     for value in shown:
         if not math.isfinite(value):
             text += " "
         elif not span:
-            text += _BARS[levels // 2]
+            text += bars[levels // 2]
         else:
-            text += _BARS[math.floor((value / 2 - low / 2) / span * levels + 0.5)]
+            text += bars[math.floor((value / 2 - low / 2) / span * levels + 0.5)]
     return text
 
 
@@ -260,33 +179,38 @@ def _failures(snapshot: Snapshot) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in sorted(snapshot.reasons.items()))
 
 
-def _heading(snapshot: Snapshot) -> Text:
-    text = Text.assemble((snapshot.study, "bold"), (f"  {', '.join(snapshot.directions)}", "dim"))
+def _heading(snapshot: Snapshot, width: int) -> Text:
+    name = _cut(snapshot.study, max(20, width // 2))
+    text = Text.assemble((name, "bold"), (f"  {', '.join(snapshot.directions)}", "dim"))
     if snapshot.cluster:
         text.append(f"  on {snapshot.cluster}", "dim")
-    said = {
-        "paused": "  paused: running trials go on, nothing new starts",
-        "draining": "  draining: running trials finish, nothing new starts",
-        "interrupting": "  interrupting: running trials checkpoint; press Ctrl-C again to end them at once",
-    }.get(snapshot.phase)
-    if said:
-        text.append(said, "yellow")
     return text
 
 
-def _bar(snapshot: Snapshot) -> Text:
+def _phase(snapshot: Snapshot) -> list[Text]:
+    said = {
+        "": "nobody drives it",
+        "paused": "paused: running trials go on, nothing new starts",
+        "draining": "draining: running trials finish, nothing new starts",
+        "interrupting": "interrupting: running trials checkpoint; press Ctrl-C again to end them at once",
+    }.get(snapshot.phase)
+    return [Text(f"  {said}", _NOTE)] if said else []
+
+
+def _bar(snapshot: Snapshot, width: int, unicode: bool) -> Text:
     done = _finished(snapshot)
     text = Text("  ")
     if snapshot.n_trials:
-        cells = 30
+        cells = max(8, min(40, width - 60))
         filled = min(cells, cells * done // snapshot.n_trials)
-        text.append("━" * filled, "green").append("━" * (cells - filled), "dim")
+        full, empty = ("━", "─") if unicode else ("#", "-")
+        text.append(full * filled, "green").append(empty * (cells - filled), "dim")
         text.append(f"  {done}/{snapshot.n_trials} trials")
     else:
         text.append(f"{done} trials finished")
     text.append(f"  {clock_text(snapshot.seconds)} elapsed")
     left = seconds_left(snapshot)
-    if left is not None:
+    if left is not None and snapshot.phase not in ("", "ended"):
         text.append(f"  {clock_text(left)} left")
     if snapshot.finished_here and snapshot.seconds > 0:
         text.append(f"  {60 * snapshot.finished_here / snapshot.seconds:.3g} trials/min", "dim")
@@ -294,16 +218,17 @@ def _bar(snapshot: Snapshot) -> Text:
 
 
 def _counters(snapshot: Snapshot) -> Text:
-    states = snapshot.states
+    states, failed = snapshot.states, snapshot.states.get("FAIL", 0)
+    of = "" if snapshot.slots is None else f"/{snapshot.slots}"
     text = Text.assemble(
         "  done ",
         (str(states.get("COMPLETE", 0)), "bold green"),
         "  running ",
-        (f"{len(snapshot.running)}/{snapshot.slots}", "bold cyan"),
+        (f"{len(snapshot.running)}{of}", "bold"),
         "  pruned ",
-        (str(states.get("PRUNED", 0)), "bold yellow"),
+        (str(states.get("PRUNED", 0)), "bold"),
         "  failed ",
-        (str(states.get("FAIL", 0)), "bold red" if states.get("FAIL", 0) else "bold"),
+        (str(failed), "bold red" if failed else "bold"),
     )
     for name, count in (("retrying", snapshot.retrying), ("enqueued", states.get("WAITING", 0))):
         if count:
@@ -312,25 +237,59 @@ def _counters(snapshot: Snapshot) -> Text:
 
 
 def _best(snapshot: Snapshot) -> Text:
-    if snapshot.best is None:
-        single = len(snapshot.directions) == 1
-        return Text("  best -" if single else "  several objectives: 'tuner best' shows the front", "dim")
-    return Text.assemble(
-        "  best ",
-        (number_text(snapshot.best), "bold green"),
-        f"  trial {snapshot.best_number}  ",
-        (params_text(snapshot.best_params), "dim"),
-    )
+    if snapshot.best is not None:
+        return Text.assemble(
+            "  best ",
+            (number_text(snapshot.best), "bold green"),
+            f"  trial {snapshot.best_number}  ",
+            (params_text(snapshot.best_params), "dim"),
+        )
+    text = Text("  best ")
+    for (value, number), direction in zip(snapshot.leaders, snapshot.directions, strict=False):
+        text.append(f"{direction} ", "dim").append(number_text(value), "bold green")
+        text.append(f" (trial {number})  ")
+    return text if snapshot.leaders else text.append("-")
 
 
-def _running(trial: RunningTrial) -> Text:
-    text = Text.assemble((f"  #{trial.number:<5}", "cyan"), f"{clock_text(trial.seconds):>7}  ")
+def _rows(trials: Sequence[RunningTrial], width: int, rows: int, unicode: bool) -> list[Text]:
+    """The running trials in at most so many lines: side by side where they are many and there is room."""
+    columns = max(1, min(-(-len(trials) // rows), width // _COLUMN))
+    if len(trials) > columns * rows:
+        rows = max(1, rows - 1)  # the last line says how many more there are
+    shown = trials[: columns * rows]
+    per_column, cell = -(-len(shown) // columns), width // columns
+    lines = []
+    for first in range(per_column):
+        line = Text()
+        for trial in shown[first::per_column]:
+            one = _running(trial, cell, unicode)
+            one.truncate(cell - 1, overflow="crop", pad=columns > 1)
+            line.append_text(one).append(" ")
+        lines.append(line)
+    if len(trials) > len(shown):
+        lines.append(Text(f"  and {len(trials) - len(shown)} more running", style="dim"))
+    return lines
+
+
+def _running(trial: RunningTrial, width: int, unicode: bool) -> Text:
+    text = Text.assemble((f"  #{trial.number:<5}", "bold"), f"{clock_text(trial.seconds):>7}  ")
     if trial.waits:
-        return text.append(f"waits for {trial.waits}", "yellow")
-    text.append(f"{sparkline(trial.values):<16}", "cyan")
+        return text.append(f"waits for {trial.waits}", _NOTE)
+    cells = max(6, min(40, width // 5))
+    text.append(f"{sparkline(trial.values, cells, unicode=unicode):<{cells}}")
     if trial.values:
         text.append(f"  {number_text(trial.values[-1]):<10}")
         text.append(f" step {trial.step if trial.step is not None else '-'}")
     if trial.attempt > 1:
-        text.append(f"  attempt {trial.attempt}", "yellow")
+        text.append(f"  attempt {trial.attempt}", _NOTE)
+    if trial.note:
+        text.append(f"  {trial.note}", _NOTE)
     return text.append(f"  {params_text(trial.params)}", "dim")
+
+
+def _cut(text: str, width: int) -> str:
+    """A long name with its middle left out."""
+    if len(text) <= width:
+        return text
+    head = (width - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"

@@ -12,13 +12,13 @@ from optuna.trial import FrozenTrial, TrialState
 from storage import HeldStudy
 from tuner.attempts import Running
 
-__all__ = ["Progress", "RunningTrial", "Snapshot", "best", "take"]
+__all__ = ["Progress", "RunningTrial", "Snapshot", "best", "leaders", "pause", "take"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTrial:
     """A trial on the workers. ``seconds`` counts from the attempt's start; ``values`` are its reports;
-    ``waits`` is what it waits for where it has no place yet.
+    ``waits`` is what it waits for where it has no place yet; ``note`` is what else there is to say.
     """
 
     number: int
@@ -28,6 +28,7 @@ class RunningTrial:
     values: tuple[float, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     waits: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,11 @@ class Snapshot:
         n_trials: the budget, or None.
         seconds: since this run began; ``finished_here`` trials ended in it.
         best: value of the best trial of a single objective, or None; with its number and params.
+        leaders: of several objectives, the best (value, number) of each; empty before one is complete.
         reasons: count of failures by reason code, in this run.
         retrying: attempts that wait for their moment.
-        slots: attempts that run at once at most.
-        phase: "running", "paused", "draining" or "interrupting".
+        slots: attempts that run at once at most; None where only the driver knows.
+        phase: "running", "paused", "draining", "interrupting" or "ended"; "" where the driver was killed.
     """
 
     study: str
@@ -57,9 +59,28 @@ class Snapshot:
     best_params: Mapping[str, Any]
     reasons: Mapping[str, int]
     retrying: int
-    slots: int
+    slots: int | None
     cluster: str
     phase: str
+    leaders: tuple[tuple[float, int], ...] = ()
+
+
+EVERY = 0.2  # seconds at least between two moments that are shown
+SHARE = 100  # showing one that took t seconds is followed by at least SHARE * t without one,
+LONGEST = 10.0  # but by no more than this: a slow terminal is no reason to stand still
+
+
+def pause(took: float) -> float:
+    """Seconds until the next moment is shown, so that showing takes one percent of the driver's time.
+
+    Args:
+        took: seconds that the last one took, to look and to draw.
+
+    Example:
+        >>> pause(0.0), pause(0.01), pause(5.0)
+        (0.2, 1.0, 10.0)
+    """
+    return max(EVERY, min(LONGEST, SHARE * took))
 
 
 class Progress(Protocol):
@@ -81,7 +102,8 @@ def take(held: HeldStudy, running: Iterable[Running], waits: Mapping[int, str], 
     """
     now = time.monotonic()
     image, directions = held.image, held.record.directions
-    leader = best(image.trials(), directions)
+    done = image.trials((TrialState.COMPLETE,))
+    leader = best(done, directions)
     return Snapshot(
         study=held.record.name,
         directions=directions,
@@ -90,6 +112,7 @@ def take(held: HeldStudy, running: Iterable[Running], waits: Mapping[int, str], 
         best=leader.value if leader else None,
         best_number=leader.number if leader else None,
         best_params=dict(leader.params) if leader else {},
+        leaders=leaders(((trial.number, trial.values) for trial in done), directions),
         **known,
     )
 
@@ -113,3 +136,24 @@ def best(trials: Iterable[FrozenTrial], directions: Sequence[str]) -> FrozenTria
     sign = 1 if directions[0] == "minimize" else -1
     done = [trial for trial in trials if trial.state is TrialState.COMPLETE and trial.values]
     return min(done, key=lambda trial: sign * trial.values[0], default=None)
+
+
+def leaders(
+    done: Iterable[tuple[int, Sequence[float]]], directions: Sequence[str]
+) -> tuple[tuple[float, int], ...]:
+    """Of several objectives, the best value of each, and the number of its trial; empty for a single one.
+
+    Args:
+        done: number and values of COMPLETE trials.
+    """
+    if len(directions) < 2:
+        return ()
+    rows = [(number, values) for number, values in done if len(values) == len(directions)]
+    if not rows:
+        return ()
+    found = []
+    for at, direction in enumerate(directions):
+        sign = 1 if direction == "minimize" else -1
+        number, values = min(rows, key=lambda row: sign * row[1][at])
+        found.append((values[at], number))
+    return tuple(found)

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import storage
 from storage.database import normalise_url
+from tuner import config
 from tuner.errors import BadInput, StoreUnavailable, StudyHeld, StudyNotFound
 
 __all__ = ["checkpoint_root", "default_url", "errors", "open_database", "sqlite_file"]
 
 
 def default_url() -> str:
-    """``$TUNER_STORAGE``, else ``sqlite:///tuner.db`` in the current folder."""
-    return os.environ.get("TUNER_STORAGE") or "sqlite:///tuner.db"
+    """``$TUNER_STORAGE``, else that of ``tuner.toml``, else ``sqlite:///tuner.db`` in the current folder.
+
+    Raises:
+        BadInput: the ``tuner.toml`` that counts here cannot be used.
+    """
+    return os.environ.get("TUNER_STORAGE") or config.read().values.get("storage") or "sqlite:///tuner.db"
 
 
 @contextlib.contextmanager

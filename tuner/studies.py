@@ -36,7 +36,8 @@ def create_study(
 
     Args:
         study_name: unique in the database.
-        storage: database URL; default ``$TUNER_STORAGE``, else ``sqlite:///tuner.db``.
+        storage: database URL; default ``$TUNER_STORAGE``, else that of ``tuner.toml`` (:mod:`tuner.config`),
+            else ``sqlite:///tuner.db``.
         direction: ``"minimize"`` (the default) or ``"maximize"``; ``directions`` for several objectives.
         sampler, pruner: a name (``"tpe"``, ``"hyperband"``), a call as text
             (``"tpe(n_startup_trials=20)"``), or Optuna's own object. What is given as text is kept

@@ -77,9 +77,11 @@ def passwords(environment: Mapping[str, str]) -> Mapping[str, str]:
 
 def _of_file(file: Path) -> dict[str, str]:
     try:
-        with file.open(encoding="utf-8") as opened:
+        with open(file, encoding="utf-8", opener=_at_once) as opened:
             mode = os.fstat(opened.fileno()).st_mode
-            if not stat.S_ISREG(mode) or mode & 0o077:
+            if not stat.S_ISREG(mode):
+                raise Misconfigured(f"the password file {file} is no regular file; write one of mode 0600")
+            if mode & 0o077:
                 raise Misconfigured(f"the password file {file} can be read by others; run: chmod 600 {file}")
             lines = [line.strip() for line in opened]
     except (OSError, UnicodeDecodeError) as error:
@@ -99,6 +101,11 @@ def _of_file(file: Path) -> dict[str, str]:
     if not found:
         raise Misconfigured(f"the password file {file} is empty; write a line 'editor: PASSWORD'")
     return found
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens without waiting for anyone to write to a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,16 @@ study is held by a live driver; 130 interrupted, resumable.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 import click
+from click.core import ParameterSource
 
 from tuner import __version__
+from tuner.config import near
 from tuner.errors import TunerError
 
 __all__ = ["main"]
@@ -21,7 +24,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "run": "run",
     "resume": "run",
-    "status": "studies",
+    "status": "status",
     "studies": "studies",
     "trials": "trials",
     "show": "trials",
@@ -36,6 +39,7 @@ _COMMANDS = {
     "db": "db",
     "dashboard": "dashboard",
     "doctor": "doctor",
+    "completion": "completion",
 }
 """Command, and the module of this package that holds it; in the order of ``tuner --help``."""
 
@@ -45,6 +49,14 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            asked = near(args[0], _COMMANDS).strip()
+            raise click.UsageError(f"No such command {args[0]!r}{f'; {asked}' if asked else ''}", ctx)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
@@ -71,6 +83,18 @@ def cli(ctx: click.Context) -> None:
       tuner best digits --format yaml
 
     The database is --storage, else $TUNER_STORAGE, else sqlite:///tuner.db in the current folder.
+
+    A setting of 'tuner run' can stand in tuner.toml, in the current folder or
+    one above it, by its name with _ for -, and those of 'tuner dashboard' under
+    [dashboard]; or in the environment: --max-concurrent is max_concurrent = 4
+    or $TUNER_MAX_CONCURRENT. The command line comes before the environment,
+    that before what 'tuner resume' finds in the database, that before
+    tuner.toml, and that before the defaults. 'tuner doctor' shows what counts.
+
+    \b
+    Exit codes:
+      0 done              1 ended without what was asked    2 bad use or configuration
+      3 study is held     130 interrupted, resumable
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -82,13 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; default ``sys.argv[1:]``.
     """
+    if sys.stdout is not None and sys.stdout.isatty() and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a sign shows another; a file must not
     try:
-        code = cli.main(args=arguments, prog_name="tuner", standalone_mode=False)
+        code = cli.main(
+            args=arguments, prog_name="tuner", standalone_mode=False, complete_var="_TUNER_COMPLETE"
+        )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", "tuner")
-        return _fail(f"{error.format_message().rstrip('.')}; see '{where} --help'", 2)
+        said = _said(error)
+        return _fail(f"{said}{' ' if said.endswith('?') else '; '}see '{where} --help'", 2)
     except TunerError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -98,6 +127,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _unexpected(error)
+
+
+def _said(error: click.ClickException) -> str:
+    """What is wrong with the command line; where the environment gave the value, it names the variable."""
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.BadParameter) and error.ctx is not None and error.param is not None:
+        source = error.ctx.get_parameter_source(error.param.name or "")
+        if source is ParameterSource.ENVIRONMENT:
+            return f"${error.param.envvar}: {error.message.rstrip('.')}"
+    return message
 
 
 def _unexpected(error: Exception) -> int:

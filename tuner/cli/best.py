@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tuner.cli.completion import study_argument
 from tuner.cli.options import json_option, storage_option
 from tuner.cli.source import known_study, reading
 from tuner.errors import BadInput, StudyStopped
@@ -26,7 +27,7 @@ __all__ = ["best", "winners", "written"]
 
 
 @click.command(short_help="Show the best trial, export its parameters or checkpoint.")
-@click.argument("name")
+@study_argument
 @click.option(
     "--format", "form", metavar="yaml|json|python", help="Print the parameters alone, in this form."
 )

@@ -6,10 +6,13 @@ import contextlib
 import importlib
 import socket
 import subprocess
+from typing import Any
 
 import click
 
+from tuner.cli import defaults
 from tuner.cli.options import storage_option
+from tuner.config import variable
 from tuner.errors import BadInput
 
 __all__ = ["dashboard"]
@@ -17,16 +20,31 @@ __all__ = ["dashboard"]
 
 @click.command(short_help="Serve the pages that show studies.")
 @click.option(
-    "--host", default="127.0.0.1", metavar="ADDRESS", help="Another one needs a login.  [default: 127.0.0.1]"
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    envvar=variable("dashboard.host"),
+    help="Another one needs a login.  [default: 127.0.0.1]",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, metavar="N", help="[default: 8501]")
-@click.option("--password-file", metavar="FILE", help="Passwords to log in with, mode 0600; see above.")
-@click.option("--cert", metavar="FILE", help="TLS certificate (PEM).")
-@click.option("--key", metavar="FILE", help="Its private key (PEM).")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8501,
+    metavar="N",
+    envvar=variable("dashboard.port"),
+    help="[default: 8501]",
+)
+@click.option(
+    "--password-file",
+    metavar="FILE",
+    envvar=variable("dashboard.password_file"),
+    help="Passwords to log in with, mode 0600; see above.",
+)
+@click.option("--cert", metavar="FILE", envvar=variable("dashboard.cert"), help="TLS certificate (PEM).")
+@click.option("--key", metavar="FILE", envvar=variable("dashboard.key"), help="Its private key (PEM).")
 @storage_option
-def dashboard(
-    host: str, port: int, password_file: str | None, cert: str | None, key: str | None, storage: str | None
-) -> None:
+@click.pass_context
+def dashboard(ctx: click.Context, /, storage: str | None, **given: Any) -> None:
     """Serve the pages that show the studies of a database, until Ctrl-C.
 
     Without a login they serve this machine only, and its user may change
@@ -38,8 +56,9 @@ def dashboard(
       editor: correct horse battery staple
       viewer: just looking around
     or the variables TUNER_DASHBOARD_PASSWORD (editors) and
-    TUNER_DASHBOARD_VIEWER_PASSWORD. A login lasts 12 hours, or until the server
-    ends; after each wrong password the next try waits longer, up to 5 minutes.
+    TUNER_DASHBOARD_VIEWER_PASSWORD; each has 8 characters or more. A login
+    lasts 12 hours, or until the server ends; after each wrong password the next
+    try waits longer, up to 5 minutes.
 
     \b
     A login through an OpenID Connect provider: .streamlit/secrets.toml with the
@@ -62,6 +81,8 @@ def dashboard(
     from tuner import store
     from tuner.processes import die_with_parent
 
+    given = defaults.filled(ctx, given, table="dashboard.")
+    host, port, cert = given["host"], given["port"], given["cert"]
     _check_port(host, port)
     database = store.open_database(storage)
     shown, url = str(database), database.text
@@ -70,7 +91,7 @@ def dashboard(
     server = importlib.import_module("dashboard.server")
     try:
         arguments, environment = server.command(
-            url, host, port, password_file=password_file, cert=cert, key=key
+            url, host, port, password_file=given["password_file"], cert=cert, key=given["key"]
         )
     except ValueError as error:
         raise BadInput(str(error)) from None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import json_option, storage_option
+from tuner.cli.completion import study_argument
+from tuner.cli.options import filter_options, json_option, states_of, storage_option
 from tuner.cli.printing import print_json
 from tuner.cli.source import command, driver_of, driver_text, known_study, reading
 from tuner.errors import BadInput, StudyExists, StudyHeld, StudyNotFound
@@ -27,12 +28,20 @@ SHOWN = 20  # trials that a fork left out are named up to here
 
 
 @click.command(short_help="Write a study to a CSV or JSON file.")
-@click.argument("name")
+@study_argument
 @click.option("--format", "form", metavar="csv|json", default="csv", help="[default: csv]")
 @click.option("--output", metavar="FILE", help="Default: standard output.")
+@filter_options
 @storage_option
-def export(name: str, form: str, output: str | None, storage: str | None) -> None:
-    """Write all trials of the study NAME: a row a trial as CSV, or everything as JSON.
+def export(
+    name: str,
+    form: str,
+    output: str | None,
+    states: tuple[str, ...],
+    conditions: tuple[str, ...],
+    storage: str | None,
+) -> None:
+    """Write the trials of the study NAME: a row a trial as CSV, or everything as JSON.
 
     Times are UTC. In JSON infinities and NaN are text, so that every parser reads it.
 
@@ -40,16 +49,20 @@ def export(name: str, form: str, output: str | None, storage: str | None) -> Non
     Examples:
       tuner export digits > digits.csv
       tuner export digits --format json --output digits.json
+      tuner export digits --state COMPLETE --where "lr<0.1" > good.csv
     """
     from storage import exports
+    from storage.conditions import parse
 
     if form in ("parquet", "tensorboard"):
         raise BadInput(f"--format {form!r} is not built yet; choose csv or json")
     if form not in exports.FORMATS:
         raise BadInput(f"--format {form!r}: choose csv or json")
+    wanted = states_of(states)
     with reading(storage) as database:
         known_study(database, name)
-        parts = exports.export(database, name, form)
+        where = [parse(text) for text in conditions]
+        parts = exports.export(database, name, form, states=wanted, where=where)
         if output is None:
             for part in parts:
                 sys.stdout.write(part)
@@ -102,7 +115,7 @@ def copy(source: str, target: str, names: tuple[str, ...], new_name: str | None,
 
 
 @click.command(short_help="Take a study's trials into a new study, with a changed space.")
-@click.argument("name")
+@study_argument
 @click.argument("new")
 @click.option(
     "--space",
@@ -140,12 +153,12 @@ def fork(name: str, new: str, space: str | None, storage: str | None, as_json: b
 
 
 @click.command(short_help="Delete a study from the database.")
-@click.argument("name")
+@study_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--checkpoints", is_flag=True, help="Delete the files of its checkpoints, too.")
 @storage_option
-@click.pass_context
-def delete(ctx: click.Context, name: str, yes: bool, checkpoints: bool, storage: str | None) -> None:
+@json_option
+def delete(name: str, yes: bool, checkpoints: bool, storage: str | None, as_json: bool) -> None:
     """Delete the study NAME with everything that the database has of it. There is no way back.
 
     \b
@@ -174,11 +187,15 @@ def delete(ctx: click.Context, name: str, yes: bool, checkpoints: bool, storage:
         paths = studies.checkpoint_paths(database, record.uid)
         with _as_public(), copies.undriven(database, record):
             studies.delete(database, name)
-    click.echo(f"deleted {name} with its {trials} trials")
-    if paths and checkpoints:
+    if checkpoints:
         from tuner import checkpoint
 
         checkpoint.delete(paths)
+    if as_json:
+        print_json({"deleted": name, "trials": trials, "checkpoints": paths, "files_deleted": checkpoints})
+        return
+    click.echo(f"deleted {name} with its {trials} trials")
+    if paths and checkpoints:
         click.echo(f"deleted {len(paths)} files of checkpoints")
     elif paths:
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])

@@ -9,26 +9,48 @@ from typing import Any, TypeVar
 
 import click
 
+from tuner.config import variable
 from tuner.errors import BadInput
 from tuner.resources import Resources
 from tuner.retry import Retry
 
 __all__ = [
+    "STATES",
     "bytes_of",
     "checked_directions",
+    "filter_options",
     "json_option",
     "params_of",
+    "setting",
     "setting_options",
     "settings_of",
+    "states_of",
     "storage_option",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 storage_option = click.option(
-    "--storage", metavar="URL", help="Database. Default: $TUNER_STORAGE, else sqlite:///tuner.db."
+    "--storage",
+    metavar="URL",
+    help="Database.  [default: $TUNER_STORAGE, else that of tuner.toml, else sqlite:///tuner.db]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; times are UTC.")
+
+STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
+
+_FILTERS = (
+    click.option(
+        "--state", "states", multiple=True, metavar="STATE", help=f"{', '.join(STATES)}; can be repeated."
+    ),
+    click.option(
+        "--where",
+        "conditions",
+        multiple=True,
+        metavar="TEXT",
+        help="lr<0.1, optimizer=adam,sgd, value>0.9, attr:NAME=X or number>=100; can be repeated.",
+    ),
+)
 
 _RESOURCES = ("ranks", "cpus", "gpus", "memory", "custom", "accelerator")
 _RETRY = (
@@ -63,86 +85,94 @@ _UNITS = {
     "ti": 2**40,
 }
 
+
+def setting(flag: str, name: str = "", **known: Any) -> Callable[[_F], _F]:
+    """``click.option`` of a setting, which ``$TUNER_NAME`` gives too, and NAME in ``tuner.toml``.
+
+    Args:
+        flag: such as ``--max-concurrent``.
+        name: the setting's, where it is not the flag's.
+    """
+    name = name or flag.partition("/")[0].removeprefix("--").replace("-", "_")
+    return click.option(flag, name, envvar=variable(name), **known)
+
+
 _SETTINGS = (
-    click.option("--trials", type=int, metavar="N", help="Finished trials of the study as a whole."),
-    click.option("--timeout", type=float, metavar="S", help="Seconds; then nothing new starts."),
-    click.option(
+    setting("--trials", type=int, metavar="N", help="Finished trials of the study as a whole."),
+    setting("--timeout", type=float, metavar="S", help="Seconds; then nothing new starts."),
+    setting(
         "--ranks", metavar="N|N-M", help="Processes of one trial; 1-4: as many as are free.  [default: 1]"
     ),
-    click.option("--cpus", type=float, metavar="X", help="CPU cores per rank.  [default: 1]"),
-    click.option(
+    setting("--cpus", type=float, metavar="X", help="CPU cores per rank.  [default: 1]"),
+    setting(
         "--gpus",
         type=float,
         metavar="X",
         help="GPUs per rank.  [default: 1 if the cluster has GPUs; 0 hides them]",
     ),
-    click.option("--memory", metavar="SIZE", help="Memory per rank, such as 4GiB: reserved, and its limit."),
-    click.option("--accelerator", metavar="TYPE", help="Type of the GPUs, as Ray names it, such as A100."),
-    click.option("--custom", multiple=True, metavar="NAME=X", help="Ray custom resource per rank."),
-    click.option(
+    setting("--memory", metavar="SIZE", help="Memory per rank, such as 4GiB: reserved, and its limit."),
+    setting("--accelerator", metavar="TYPE", help="Type of the GPUs, as Ray names it, such as A100."),
+    setting("--custom", multiple=True, metavar="NAME=X", help="Ray custom resource per rank."),
+    setting(
         "--max-concurrent", type=int, metavar="N", help="Trials at once.  [default: what the cluster holds]"
     ),
-    click.option("--max-failures", type=int, metavar="N", help="Retries of a failed trial.  [default: 3]"),
-    click.option(
-        "--retry-on", multiple=True, metavar="NAME", help="Exception of the objective to retry after."
-    ),
-    click.option("--backoff", type=float, metavar="S", help="Seconds before the first retry.  [default: 1]"),
-    click.option(
+    setting("--max-failures", type=int, metavar="N", help="Retries of a failed trial.  [default: 3]"),
+    setting("--retry-on", multiple=True, metavar="NAME", help="Exception of the objective to retry after."),
+    setting("--backoff", type=float, metavar="S", help="Seconds before the first retry.  [default: 1]"),
+    setting(
         "--max-preemptions",
         type=int,
         metavar="N",
         help="Restarts that are not the trial's fault.  [default: 100]",
     ),
-    click.option(
+    setting(
         "--on-oom",
         metavar="alone|fail",
         help="After out of memory: once more alone on its node, or not.  [default: alone]",
     ),
-    click.option(
+    setting(
         "--infeasible",
         multiple=True,
         metavar="REASON",
         help="Failures that are told as PRUNED, so that the sampler avoids the like: oom, nan, ...",
     ),
-    click.option(
+    setting(
         "--stop-after",
         type=int,
         metavar="N",
         help="Identical failures in a row that stop the study; 0: never.  [default: 5]",
     ),
-    click.option("--trial-timeout", type=float, metavar="S", help="Seconds that an attempt may take."),
-    click.option("--stall-timeout", type=float, metavar="S", help="Seconds without a report."),
-    click.option(
+    setting("--trial-timeout", type=float, metavar="S", help="Seconds that an attempt may take."),
+    setting("--stall-timeout", type=float, metavar="S", help="Seconds without a report."),
+    setting(
         "--resource-timeout",
         type=float,
         metavar="S",
         help="Seconds that trials may wait for resources while none runs.  [default: 3600]",
     ),
-    click.option(
-        "--checkpoints", metavar="PATH", help="Folder or fsspec URI.  [default: beside a SQLite file]"
-    ),
-    click.option(
+    setting("--checkpoints", metavar="PATH", help="Folder or fsspec URI.  [default: beside a SQLite file]"),
+    setting(
         "--address", metavar="RAY", help="Ray cluster, or 'auto'.  [default: $RAY_ADDRESS, else a local one]"
     ),
-    click.option(
+    setting(
         "--executor", metavar="ray|inline", help="inline: in this process, for debugging.  [default: ray]"
     ),
-    click.option(
+    setting(
         "--isolation",
         metavar="attempt|shared",
         help="A fresh process for each attempt, or not.  [default: attempt]",
     ),
-    click.option(
+    setting(
         "--env", multiple=True, metavar="NAME", help="Environment variable that workers get, such as AWS_*."
     ),
-    click.option(
+    setting(
         "--alert",
+        "alerts",
         multiple=True,
         metavar="URL",
-        envvar="TUNER_ALERTS",
         help="Webhook for: finished, stopped, new best, trial failed.  [default: $TUNER_ALERTS]",
     ),
-    click.option("--progress/--no-progress", default=None, help="Live view.  [default: at a terminal]"),
+    setting("--progress/--no-progress", default=None, help="Live view.  [default: at a terminal]"),
 )
 
 
@@ -151,6 +181,26 @@ def setting_options(command: _F) -> _F:
     for option in reversed(_SETTINGS):
         command = option(command)
     return command
+
+
+def filter_options(command: _F) -> _F:
+    """Decorator: the options that say which trials, as ``states`` and ``conditions``."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
+def states_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """The values of ``--state``, in Optuna's letters.
+
+    Raises:
+        BadInput: names the one that is no state.
+    """
+    wanted = tuple(text.upper() for text in texts)
+    for state in wanted:
+        if state not in STATES:
+            raise BadInput(f"--state {state!r}: choose from {', '.join(STATES)}")
+    return wanted
 
 
 def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -169,8 +219,8 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
         chosen["n_trials"] = given["trials"]
     if given.get("env"):
         chosen["env"] = tuple(given["env"])
-    if given.get("alert"):
-        chosen["alerts"] = tuple(given["alert"])
+    if given.get("alerts"):
+        chosen["alerts"] = tuple(given["alerts"])
     resources = {name: given[name] for name in _RESOURCES if given.get(name) not in (None, ())}
     if "ranks" in resources:
         resources["ranks"] = _ranks(resources["ranks"])

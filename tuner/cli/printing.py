@@ -41,8 +41,9 @@ def as_plain(value: Any) -> Any:
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print a value as JSON."""
-    click.echo(json.dumps(as_plain(value), indent=indent, ensure_ascii=False))
+    """Print a value as JSON; in ASCII where the output does not take every sign."""
+    ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    click.echo(json.dumps(as_plain(value), indent=indent, ensure_ascii=ascii_only))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

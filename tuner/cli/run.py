@@ -4,39 +4,47 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import checked_directions, setting_options, settings_of, storage_option
-from tuner.cli.source import command, existing, known_study, reading, suffix
-from tuner.errors import BadInput, TunerError
+from tuner.cli import defaults
+from tuner.cli.completion import file_argument, study_argument
+from tuner.cli.options import (
+    checked_directions,
+    json_option,
+    setting,
+    setting_options,
+    settings_of,
+    storage_option,
+)
+from tuner.cli.source import command, existing, known_study, plain, reading, suffix
+from tuner.errors import BadInput, StudyStopped, TunerError
 
 if TYPE_CHECKING:
     from storage.failures import FailureGroup
+    from storage.views import StudyDetail
     from tuner.snapshot import Progress
 
 __all__ = ["resume", "run"]
 
 
 @click.command(short_help="Tune an objective, or run one trial of it here.")
-@click.argument("target", metavar="FILE.py[:NAME]")
+@file_argument
 @click.option("--study", metavar="NAME", help="Name of the study; it is created.")
 @storage_option
-@click.option(
+@setting(
     "--direction",
     multiple=True,
     metavar="minimize|maximize",
     help="Once for each objective.  [default: minimize]",
 )
-@click.option(
-    "--sampler", metavar="NAME", help="Such as tpe, random, 'tpe(n_startup_trials=20)'.  [default: tpe]"
-)
-@click.option("--pruner", metavar="NAME", help="Such as median, hyperband, none.  [default: median]")
-@click.option("--seed", type=int, metavar="N", help="Of the study.  [default: drawn once and kept]")
+@setting("--sampler", metavar="NAME", help="Such as tpe, random, 'tpe(n_startup_trials=20)'.  [default: tpe]")
+@setting("--pruner", metavar="NAME", help="Such as median, hyperband, none.  [default: median]")
+@setting("--seed", type=int, metavar="N", help="Of the study.  [default: drawn once and kept]")
 @click.option("--load-if-exists", is_flag=True, help="Go on with the study if it is there already.")
 @setting_options
 @click.option(
@@ -55,7 +63,7 @@ __all__ = ["resume", "run"]
     is_flag=True,
     help="Check everything, run one trial to its first reports, predict time and memory; write nothing.",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON for programs.")
+@json_option
 @click.pass_context
 def run(ctx: click.Context, /, target: str, study: str | None, storage: str | None, **given: Any) -> None:
     """Tune the objective NAME of FILE.py (default: objective), or of package.module:NAME.
@@ -79,17 +87,18 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
     if given["params"]:
         from tuner.cli.single import run_one
 
+        given = defaults.filled(ctx, defaults.spoken(ctx, given), only=("direction",))
         _refuse_with_params(study, given)
         ctx.exit(run_one(target, storage, given))
     if given["final"] is not None:
         raise BadInput("--final belongs to one trial that is not stored; give --params too, or leave it out")
+    given = defaults.filled(ctx, given)
+    defaults.check(ctx, given)
     if study is None:
         raise click.UsageError("--study NAME is missing (or --params, for one trial that is not stored)", ctx)
     settings = settings_of(given)
     if "n_trials" not in settings and "timeout" not in settings:
         raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
-    if given["as_json"] and not given["dry_run"]:
-        raise BadInput("--json belongs to --dry-run; 'tuner status NAME --json' tells of a run")
     _check(target, settings)
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
@@ -109,7 +118,7 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
         seed=given["seed"],
         load_if_exists=given["load_if_exists"],
     )
-    with _driving(ctx, study, storage, given["progress"]) as display:
+    with _driving(ctx, study, storage, given) as display:
         try:
             optimize(created, target, progress=display, **settings)
         except TunerError:
@@ -119,18 +128,20 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
 
 
 @click.command(short_help="Go on with a study.")
-@click.argument("name")
+@study_argument
 @storage_option
 @click.option("--objective", metavar="FILE.py:NAME", help="Instead of the stored one.")
 @click.option("--sampler", metavar="NAME", help="Instead of the stored one.")
 @click.option("--pruner", metavar="NAME", help="Instead of the stored one.")
 @setting_options
+@json_option
 @click.pass_context
 def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) -> None:
     """Go on with the study NAME: unfinished trials from their checkpoints, then new ones.
 
-    Settings come from the database; an option that is given here replaces its
-    own, and the defaults below are those of a new study.
+    Settings come from the database. An option that is given here, or in the
+    environment, replaces its own; tuner.toml does not, and the defaults below
+    are those of a new study.
 
     \b
     Examples:
@@ -140,6 +151,8 @@ def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) 
     import tuner
     from tuner.settings import Settings
 
+    given = defaults.filled(ctx, given, only=("alerts", "progress"))  # what the database does not keep
+    defaults.check(ctx, given)
     with reading(storage) as database:
         stored = known_study(database, name).settings
     changes = settings_of(given, stored)
@@ -147,7 +160,7 @@ def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) 
         Settings.from_mapping({**stored, **{key: value for key, value in changes.items() if key in _SCALARS}})
     objective = given["objective"]
     _import_from_here(objective or "")
-    with _driving(ctx, name, storage, given["progress"]) as display:
+    with _driving(ctx, name, storage, given) as display:
         tuner.resume(
             name,
             storage=storage,
@@ -174,10 +187,11 @@ _SCALARS = (
 
 @contextmanager
 def _driving(
-    ctx: click.Context, name: str, storage: str | None, progress: bool | None
+    ctx: click.Context, name: str, storage: str | None, given: Mapping[str, Any]
 ) -> Iterator[Progress | bool]:
     """The display for the length of a run, and what is said after it."""
     display: Progress | None = None
+    progress = given["progress"]
     if progress or (progress is None and sys.stderr.isatty()):
         from tuner.progress import TerminalProgress
 
@@ -192,18 +206,37 @@ def _driving(
     finally:
         if display is not None:
             display.close(None, "")
-    _conclude(ctx, name, storage)
+    _conclude(name, storage, given["as_json"])
 
 
-def _conclude(ctx: click.Context, name: str, storage: str | None) -> None:
-    """Say what came out; exit 1 where the run did not reach what was asked."""
+def _conclude(name: str, storage: str | None, as_json: bool) -> None:
+    """Say what came out.
+
+    Raises:
+        StudyStopped: the run did not reach what was asked.
+    """
     from storage.failures import of_trials
-    from tuner.progress import number_text, params_text
 
     with reading(storage) as database:
         study = known_study(database, name)
         failures = of_trials(database.engine, name)
-    states = study.states
+    if as_json:
+        from tuner.cli.printing import print_json
+
+        print_json({**plain(study), "failures": failures})
+    else:
+        _print_end(study, storage)
+    reason = study.stop_reason or ""
+    if reason.startswith(_COMMANDED):
+        raise StudyStopped(f"study {name!r} was {reason}; {command('resume', name, storage)!r} goes on")
+    if not study.states.get("COMPLETE") and not study.states.get("PRUNED"):
+        raise StudyStopped(f"no trial of study {name!r} completed{_newest(failures)}")
+
+
+def _print_end(study: StudyDetail, storage: str | None) -> None:
+    from tuner.progress import number_text, params_text
+
+    name, states = study.name, study.states
     named = {"FAIL": "failed", "RUNNING": "unfinished"}
     counts = ", ".join(f"{states[state]} {named.get(state, state.lower())}" for state in sorted(states))
     click.echo(f"{name}: {counts or 'no trials'}; {study.stop_reason or 'ended'}")
@@ -214,11 +247,6 @@ def _conclude(ctx: click.Context, name: str, storage: str | None) -> None:
         click.echo(best)
     first = command("best" if states.get("COMPLETE") else "show", name, storage)
     click.echo(f"look further: {first}, tuner dashboard{suffix(storage)}")
-    reason = study.stop_reason or ""
-    if reason.startswith(_COMMANDED):
-        raise _unreached(f"study {name!r} was {reason}; {command('resume', name, storage)!r} goes on")
-    if not states.get("COMPLETE") and not states.get("PRUNED"):
-        raise _unreached(f"no trial of study {name!r} completed{_newest(failures)}")
 
 
 def _newest(failures: Sequence[FailureGroup]) -> str:
@@ -227,12 +255,6 @@ def _newest(failures: Sequence[FailureGroup]) -> str:
         return ""
     first = failures[0]
     return f"; {first.count} failed with {first.reason}: {first.message} (trial {first.newest})"
-
-
-def _unreached(text: str) -> TunerError:
-    from tuner.errors import StudyStopped
-
-    return StudyStopped(text)
 
 
 def _check(target: str, settings: dict[str, Any]) -> None:

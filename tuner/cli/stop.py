@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.options import storage_option
+from tuner.cli.completion import study_argument
+from tuner.cli.options import json_option, storage_option
+from tuner.cli.printing import print_json
 from tuner.cli.source import command, driver_of, driver_text, known_study, reading
 from tuner.errors import BadInput, StudyStopped
 
@@ -22,11 +24,12 @@ ANSWER_WITHIN = 5.0  # seconds; the driver looks twice a second
 
 
 @click.command(short_help="Ask a study's driver, or one trial, to stop.")
-@click.argument("name")
+@study_argument
 @click.option("--trial", type=click.IntRange(0), metavar="N", help="End this trial only; the study goes on.")
 @click.option("--now", is_flag=True, help="Running trials save a checkpoint and go, instead of finishing.")
 @storage_option
-def stop(name: str, trial: int | None, now: bool, storage: str | None) -> None:
+@json_option
+def stop(name: str, trial: int | None, now: bool, storage: str | None, as_json: bool) -> None:
     """Ask the driver of the study NAME to start nothing new; running trials finish.
 
     A study that was stopped goes on with 'tuner resume NAME'.
@@ -54,6 +57,9 @@ def stop(name: str, trial: int | None, now: bool, storage: str | None) -> None:
         sent = commands.send(database, study.uid, verb, arguments, author)
         answer = _answer(database, sent, name)
         driver = driver_text(study)
+    if as_json and answer in (None, "done"):
+        print_json({"study": name, "trial": trial, "now": now, "answer": answer, "driver": study.owner})
+        return
     if answer is None:
         click.echo(f"asked {driver}; it has not answered yet (an inline trial is not interrupted)")
         return

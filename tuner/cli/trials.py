@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner.cli.options import json_option, storage_option
+from tuner.cli.completion import study_argument
+from tuner.cli.options import STATES, filter_options, json_option, states_of, storage_option
 from tuner.cli.source import driver_text, known_study, plain, reading
-from tuner.errors import BadInput, StudyNotFound
+from tuner.errors import StudyNotFound
 
 if TYPE_CHECKING:
     from storage import Database
@@ -17,21 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["show", "trials"]
 
-STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
-
 
 @click.command(short_help="List the trials of a study.")
-@click.argument("name")
-@click.option(
-    "--state", "states", multiple=True, metavar="STATE", help=f"{', '.join(STATES)}; can be repeated."
-)
-@click.option(
-    "--where",
-    "conditions",
-    multiple=True,
-    metavar="TEXT",
-    help="lr<0.1, optimizer=adam,sgd, value>0.9, attr:NAME=X or number>=100; can be repeated.",
-)
+@study_argument
+@filter_options
 @click.option(
     "--sort",
     metavar="KEY",
@@ -74,10 +64,7 @@ def trials(
     from tuner.cli.printing import print_json, print_table, values_text
     from tuner.progress import clock_text, number_text, params_text
 
-    wanted = tuple(state.upper() for state in states)
-    for state in wanted:
-        if state not in STATES:
-            raise BadInput(f"--state {state!r}: choose from {', '.join(STATES)}")
+    wanted = states_of(states)
     with reading(storage) as database:
         known_study(database, name)
         found = reads.trials(
@@ -115,7 +102,7 @@ def trials(
 
 
 @click.command(short_help="Show a study's set-up, or one trial.")
-@click.argument("name")
+@study_argument
 @click.argument("trial", type=click.IntRange(0), required=False)
 @storage_option
 @json_option

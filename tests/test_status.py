@@ -1,0 +1,116 @@
+"""``tuner status``: the driver's own view, from the database."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+import storage
+import tuner
+from storage import studies
+from tests.test_cli import OBJECTIVES
+from tuner.cli import main
+from tuner.cli import status as module
+from tuner.cli.source import known_study
+from tuner.snapshot import Snapshot
+
+
+class Recorder:
+    """A display that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.last: Snapshot | None = None
+
+    def update(self, snapshot: Snapshot) -> None:
+        self.last = snapshot
+
+    def close(self, snapshot: Snapshot | None, message: str) -> None:
+        self.last = snapshot
+
+
+@pytest.mark.parametrize("name", ["objective", "two", "fails"])
+def test_the_database_gives_what_the_driver_shows(url: str, tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"status_{name}.py"
+    file.write_text(OBJECTIVES)
+    ways = ["minimize", "maximize"] if name == "two" else ["minimize"]
+    study = tuner.create_study("s", storage=url, directions=ways, sampler="random", seed=1)
+    shown = Recorder()
+    for budget in (1, 3):  # what counts is the newest run
+        tuner.optimize(study, f"{file}:{name}", n_trials=budget, executor="inline", progress=shown)
+    database = storage.Database(url)
+    found = module.snapshot_of(database, known_study(database, "s"))
+    database.dispose()
+    assert shown.last is not None
+    for field in ("study", "directions", "states", "n_trials", "finished_here", "retrying", "leaders"):
+        assert getattr(found, field) == getattr(shown.last, field), field
+    for field in ("best", "best_number", "best_params", "running"):
+        assert getattr(found, field) == getattr(shown.last, field), field
+    assert sum(found.reasons.values()) == found.states.get("FAIL", 0)
+    assert bool(found.leaders) is (name == "two")
+    assert found.phase == "ended"
+
+
+def running_study(url: str) -> optuna.Study:
+    """A study of Optuna's alone, with a trial that runs."""
+    study = optuna.create_study(study_name="plain", storage=url)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    trial = study.ask()
+    trial.suggest_float("lr", 0.25, 0.25)
+    for step in range(3):
+        trial.report(step / 2, step)
+    return study
+
+
+def test_a_running_trial_has_its_curve_and_parameters(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.delenv("LC_ALL", raising=False)
+    running_study(sqlite_url)
+    assert main(["status", "plain", "--storage", sqlite_url]) == 0
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "#2 " in line]
+    for part in ("▁▅█", " 1 ", "step 2", "of another program", "lr=0.25"):
+        assert part in line
+    assert "\x1b" not in out
+    monkeypatch.setenv("LANG", "C")
+    assert main(["status", "plain", "--storage", sqlite_url]) == 0
+    assert capsys.readouterr().out.isascii()
+
+
+def test_watching_redraws_in_place_until_the_driver_ends(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tuner.create_study("s", storage=sqlite_url)
+    study.add_trial(optuna.create_trial(value=1.0))
+    database = storage.Database(sqlite_url)
+    record = studies.find(database, "s")
+    assert record is not None
+    lease = storage.Lease(database, record.uid, study_name="s", run="test")
+    lease.acquire()
+    looks = []
+
+    def next_look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 1:
+            study.add_trial(optuna.create_trial(value=0.5))
+        else:
+            lease.release()
+
+    monkeypatch.setattr(module.time, "sleep", next_look)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["status", "s", "--watch", "--storage", sqlite_url]) == 0
+    out = capsys.readouterr().out
+    assert len(looks) == 2
+    assert out.count("\x1b[J") == 2  # each frame but the first takes the place of the one before
+    first, _, last = (re.sub(r"\x1b\[[0-9;]*m", "", frame) for frame in out.split("\x1b[J"))
+    assert "best 1 " in first
+    assert f"process {os.getpid()}" in first
+    assert "best 0.5 " in last
+    assert "driver  -" in last
+    database.dispose()

@@ -1,0 +1,1 @@
+"""What ``tuner doctor`` looks at, a module a subject; each check yields findings and writes nothing."""

@@ -1,0 +1,211 @@
+"""``tuner status``: how a study stands, once or as the view that its driver shows, from the database."""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli.completion import study_argument
+from tuner.cli.options import json_option, storage_option
+from tuner.cli.source import driver_of, driver_text, known_study, plain, reading
+from tuner.errors import StudyNotFound
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from storage import Database
+    from storage.failures import FailureGroup
+    from storage.progress import Progress, RunningRow
+    from storage.views import StudyDetail
+    from tuner.snapshot import RunningTrial, Snapshot
+
+__all__ = ["status"]
+
+WATCH_EVERY = 1.0  # seconds
+_KINDS = 10  # of failures, each in a line
+_MOST = 200  # running trials that are read
+
+
+@click.command(short_help="Show how a study stands.")
+@study_argument
+@click.option(
+    "--watch", is_flag=True, help="Go on until the study's driver ends; Ctrl-C ends the watching only."
+)
+@storage_option
+@json_option
+def status(name: str, watch: bool, storage: str | None, as_json: bool) -> None:
+    """Show how the study NAME stands: counts, best, driver, running trials, failures.
+
+    With --watch it is the view of 'tuner run', of a run in any process: redrawn in place on a
+    terminal; elsewhere a line, or with --json an object, whenever something has changed.
+
+    \b
+    Examples:
+      tuner status digits
+      tuner status digits --watch
+      tuner status digits --json
+    """
+    with reading(storage) as database:
+        if watch:
+            _watch(database, name, as_json)
+        elif as_json:
+            _print_json(database, name, indent=2)
+        else:
+            _print(database, name)
+
+
+def _watch(database: Database, name: str, as_json: bool) -> None:
+    """Redraw in place on a terminal; elsewhere print when something has changed."""
+    from tuner.progress import line
+    from tuner.redraw import Redraw, can_redraw
+    from tuner.snapshot import pause
+
+    redraw = Redraw(sys.stdout) if can_redraw(sys.stdout) and not as_json else None
+    last: object = None
+    try:
+        while True:
+            began = time.monotonic()
+            study = known_study(database, name)
+            seen = dict(study.states), study.best_number, study.driving, study.stop_reason
+            if redraw is not None:
+                redraw.draw(_lines(database, study, *redraw.size, unicode=redraw.unicode))
+            elif seen != last:
+                if as_json:
+                    _print_json(database, name, indent=None)
+                else:
+                    click.echo(
+                        f"{line(snapshot_of(database, study))}; {study.stop_reason or driver_of(study)}"
+                    )
+                sys.stdout.flush()
+            last = seen
+            if driver_of(study) in ("none", "gone"):
+                return
+            time.sleep(max(WATCH_EVERY, pause(time.monotonic() - began)))
+    finally:
+        if redraw is not None:
+            redraw.finish()
+
+
+def _print(database: Database, name: str) -> None:
+    from rich.console import Console
+
+    from tuner.redraw import has_unicode
+
+    console = Console(file=sys.stdout, highlight=False)
+    width = console.width if console.is_terminal else 120
+    study = known_study(database, name)
+    for text in _lines(database, study, width, 10 * _MOST, unicode=has_unicode(sys.stdout)):
+        console.print(text, soft_wrap=True)
+
+
+def _print_json(database: Database, name: str, *, indent: int | None) -> None:
+    from storage import reads
+    from storage.failures import of_trials
+    from tuner.cli.printing import print_json
+
+    study = known_study(database, name)
+    page = reads.trials(
+        database.engine, name, states=("RUNNING",), size=_MOST, sort="number", descending=False
+    )
+    failures = of_trials(database.engine, name)
+    value: dict[str, Any] = {**plain(study), "running": page.rows, "failures": failures}
+    print_json(value, indent=indent)
+
+
+def _lines(database: Database, study: StudyDetail, width: int, height: int, *, unicode: bool) -> list[Text]:
+    """The view of a run, and below it the driver, how it ended, and the failures in their own words."""
+    from rich.text import Text
+
+    from storage.failures import of_trials
+    from tuner.progress import frame
+
+    failures = of_trials(database.engine, study.name)
+    below = [Text(f"  driver  {driver_text(study)}")]
+    if study.stop_reason:
+        below.append(Text(f"  ended   {study.stop_reason.splitlines()[0]}"))
+    below += [Text(f"  failed  {_said(failure)}", "red") for failure in failures[:_KINDS]]
+    if len(failures) > _KINDS:
+        below.append(Text(f"  failed  {len(failures) - _KINDS} further kinds", "red"))
+    below = below[: max(1, height // 2)]
+    snapshot = snapshot_of(database, study, failures)
+    return frame(snapshot, width=width, height=height - len(below), unicode=unicode) + below
+
+
+def _said(failure: FailureGroup) -> str:
+    named = failure.exception and not failure.message.startswith(failure.exception)
+    head = f"{failure.count} x {failure.reason}{f' {failure.exception}' if named else ''}"
+    return f"{head}: {failure.message.splitlines()[0] if failure.message else ''}"
+
+
+def snapshot_of(
+    database: Database, study: StudyDetail, failures: list[FailureGroup] | None = None
+) -> Snapshot:
+    """What a driver would show now, from the database; of a study that only Optuna runs, too."""
+    from storage import progress as reading_progress
+    from storage.failures import of_trials
+    from tuner.snapshot import Snapshot
+
+    engine, name = database.engine, study.name
+    found = reading_progress.progress(engine, name)
+    if found is None:
+        raise StudyNotFound(f"study {name!r} was deleted by another program meanwhile")
+    driven = driver_of(study) not in ("none", "gone")
+    began, last = _span(found)
+    now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    reasons: collections.Counter[str] = collections.Counter()
+    for failure in failures if failures is not None else of_trials(engine, name):
+        reasons[failure.reason] += failure.count
+    end = now if driven or not found.runs else last
+    running = reading_progress.running(engine, name, limit=_MOST).rows
+    return Snapshot(
+        study=name,
+        directions=study.directions,
+        states=study.states,
+        n_trials=study.n_trials,
+        seconds=max(0.0, (end - began).total_seconds()) if began and end else 0.0,
+        finished_here=found.finished,
+        running=tuple(_running(row, driven, end or now) for row in reversed(running)),
+        best=study.best,
+        best_number=study.best_number,
+        best_params=study.best_params,
+        leaders=reading_progress.leaders(engine, name),
+        reasons=reasons,
+        retrying=found.retrying,
+        slots=study.driving.most if study.driving else None,
+        cluster="",
+        phase=_phase(study, driven or not found.runs),
+    )
+
+
+def _phase(study: StudyDetail, driven: bool) -> str:
+    if driven:
+        return study.driving.phase if study.driving else "running"
+    return "ended" if study.stop_reason else ""
+
+
+def _span(found: Progress) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """Begin and last sign of the newest run, or of a study that only Optuna runs."""
+    if found.runs:
+        return found.runs[-1].began, found.runs[-1].last
+    return found.first_start, found.last_end
+
+
+def _running(row: RunningRow, driven: bool, now: dt.datetime) -> RunningTrial:
+    from tuner.snapshot import RunningTrial
+
+    note = "of another program" if row.attempt is None else "" if driven else "to resume"
+    began = row.started_at or now
+    return RunningTrial(
+        number=row.number,
+        attempt=row.attempt or 1,
+        seconds=max(0.0, (now - began).total_seconds()),
+        step=row.curve[-1][0] if row.curve else None,
+        values=tuple(value for _, value in row.curve),
+        params=row.params,
+        note=note,
+    )
