@@ -55,7 +55,7 @@ def sqlite_file(url: str) -> Path | None:
     Raises:
         StoreUnavailable: it is no URL of a database that Tuner can use.
     """
-    from storage.database import normalise_url  # heavy, and what completes names in a shell imports this module
+    from storage.database import normalise_url  # heavy, for what completes names in a shell
 
     with errors():
         found = normalise_url(url)
