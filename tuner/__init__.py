@@ -12,6 +12,7 @@ The public names below are all there is; each is imported when it is first used,
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from tuner.shadow import check_path
@@ -19,7 +20,7 @@ from tuner.shadow import check_path
 if TYPE_CHECKING:
     from tuner import lightning as lightning
     from tuner import torch as torch
-    from tuner.checkpoint import Checkpoint
+    from tuner.checkpoint import Checkpoint, load_checkpoint
     from tuner.errors import (
         BadCheckpoint,
         BadInput,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         StudyStopped,
         TunerError,
     )
+    from tuner.figures import plot
     from tuner.optimize import optimize, resume
     from tuner.resources import Resources
     from tuner.retry import Again, Retry
@@ -65,14 +67,17 @@ __all__ = [
     "TunerError",
     "best_checkpoint",
     "create_study",
+    "load_checkpoint",
     "load_study",
     "optimize",
+    "plot",
     "resume",
     "shared",
 ]
 
 _HOMES = {
-    "tuner.checkpoint": ("Checkpoint",),
+    "tuner.checkpoint": ("Checkpoint", "load_checkpoint"),
+    "tuner.figures": ("plot",),
     "tuner.optimize": ("optimize", "resume"),
     "tuner.resources": ("Resources",),
     "tuner.retry": ("Again", "Retry"),
@@ -87,6 +92,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 check_path()  # storage, objectives and dashboard are common names
+if "IPython" in sys.modules:
+    from tuner import notebook
+
+    notebook.register()
 
 
 def __getattr__(name: str) -> Any:

@@ -80,6 +80,7 @@ class Assignment:
         can_prune: False where the pruner can never say True, so ``should_prune`` need not ask.
         strict: a fixed parameter that its distribution does not hold is an error, not a warning.
         alone: nothing else of ours runs on its node meanwhile.
+        final: the training of a winner, for ``trial.final``.
         keep: a process that ended well is kept for the next trial: ``isolation="shared"``.
         resources: what it was given; the one it would rather have until it has its place.
         alternatives: what it may be given, in order of preference; none: ``resources`` only.
@@ -111,3 +112,4 @@ class Assignment:
     alone: bool = False
     keep: bool = False
     strict: bool = False
+    final: bool = False

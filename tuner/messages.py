@@ -24,6 +24,7 @@ __all__ = [
     "Envelope",
     "Finished",
     "Log",
+    "Measured",
     "Message",
     "Output",
     "Param",
@@ -77,6 +78,25 @@ class Output(Message):
     """The last of what rank 0 has printed so far; its shell says so, now and then, while it runs."""
 
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Message):
+    """What a rehearsal has found on one rank so far; see :mod:`tuner.rehearsal`.
+
+    Attributes:
+        seconds: since the attempt began there, the objective's import included.
+        reports: the seconds at which it reported.
+        memory: most bytes held at once, as ``Resources.memory`` counts them.
+        resident: most bytes of its process resident at once, pages that others share included.
+        gpu: most bytes of GPU memory that PyTorch reserved at once.
+    """
+
+    seconds: float
+    reports: list[float]
+    memory: int
+    resident: int
+    gpu: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +259,7 @@ _TYPES: dict[str, type[Message]] = {
         Report,
         Log,
         Output,
+        Measured,
         UserAttr,
         SystemAttr,
         Constraint,

@@ -26,7 +26,7 @@ from tuner.messages import Constraint, Log, Message, Param, Report, SystemAttr, 
 from tuner.outcome import Outcome
 from tuner.seeds import derived_seed
 
-__all__ = ["DrivenStudy", "Space"]
+__all__ = ["DrivenStudy", "Space", "check_space", "joint_draw"]
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +80,7 @@ class DrivenStudy(optuna.Study):
         self._thread_local.cached_all_trials = None
         self._reseed(number)
         trial = optuna.Trial(self, trial_id)
-        relative = trial.relative_params
-        drawn = {}
-        for name, value in relative.items():
-            dist = (trial.relative_search_space or {})[name]
-            drawn[name] = Draw(
-                value=float(dist.to_internal_repr(value)), distribution=distribution_to_json(dist)
-            )
+        drawn = joint_draw(trial)
         if callable(space):
             space(trial)
         elif space is not None:
@@ -245,6 +239,17 @@ class DrivenStudy(optuna.Study):
 
     def _reseed(self, number: int, *labels: str) -> None:
         samplers.reseed(self.sampler, derived_seed(self.seed, number, *labels))
+
+
+def joint_draw(trial: optuna.Trial) -> dict[str, Draw]:
+    """What the sampler draws for a trial before it asks: reading it is what makes the sampler draw."""
+    space = trial.relative_search_space or {}
+    return {
+        name: Draw(
+            value=float(space[name].to_internal_repr(value)), distribution=distribution_to_json(space[name])
+        )
+        for name, value in trial.relative_params.items()
+    }
 
 
 def check_space(space: Any) -> Space:

@@ -19,7 +19,7 @@ from tuner.channel import Channel, Place
 from tuner.checkpoint import Checkpoint
 from tuner.device import device_of
 from tuner.errors import BadInput, Interrupted
-from tuner.messages import Ask, Log, Saved
+from tuner.messages import Ask, Log, Message, Saved
 from tuner.plain import MAX_NAME, check_name, checked
 from tuner.proxy import RankStorage, RankStudy, frozen_trial, relative_draw
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Trial"]
+__all__ = ["Trial", "check_value"]
 
 _MAX_STEP = 2**31 - 1
 
@@ -44,6 +44,9 @@ class Trial(optuna.trial.Trial):
         rank, local_rank, world_size: place among the trial's processes.
         attempt: 1 for the first try.
         seed: of (study seed, number); Python, NumPy and torch were seeded with it.
+        final: this is the final training of a winner (``tuner run --params @STUDY:best``), whose value
+            chooses among nothing any more: an objective may train on its validation data too.
+            ``getattr(trial, "final", False)`` where Optuna itself may call the objective.
     """
 
     def __init__(self, assignment: Assignment, place: Place, channel: Channel, store: Store | None) -> None:
@@ -53,6 +56,7 @@ class Trial(optuna.trial.Trial):
         self.world_size = place.world_size
         self.attempt = assignment.attempt
         self.seed = assignment.seed
+        self.final = assignment.final
         self.told_to_stop = False
         self._assignment = assignment
         self._channel = channel
@@ -135,6 +139,10 @@ class Trial(optuna.trial.Trial):
         if self.rank == 0 and plain:
             self._channel.send(Log(step=number, metrics=plain))
 
+    def tell(self, message: Message) -> None:
+        """Hand a message of ours to the driver, from any rank; an objective has :meth:`log` for its own."""
+        self._channel.send(message)
+
     def save_checkpoint(self, state: Mapping[str, Any], step: int, compress: str | None = None) -> None:
         """Save this rank's state; all ranks call it. Durable and recorded when it returns.
 
@@ -190,7 +198,7 @@ class Trial(optuna.trial.Trial):
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         check_name(name)
         if self._assignment.strict and name in self._fixed_params:
-            _check_value(name, self._fixed_params[name], distribution)
+            check_value(name, self._fixed_params[name], distribution)
         return super()._suggest(name, distribution)
 
     def _root(self) -> str:
@@ -214,7 +222,12 @@ class Trial(optuna.trial.Trial):
             raise Interrupted("the trial was asked to stop")
 
 
-def _check_value(name: str, value: Any, distribution: BaseDistribution) -> None:
+def check_value(name: str, value: Any, distribution: BaseDistribution) -> None:
+    """Refuse a parameter that its distribution does not hold.
+
+    Raises:
+        BadInput: names both.
+    """
     try:
         fits = distribution._contains(distribution.to_internal_repr(value))
     except (ValueError, TypeError):
