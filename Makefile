@@ -1,4 +1,5 @@
-# make demo | test | test-gpu | test-integrations | lint | chaos | bench-store | bench-train | bench-dashboard:
+# make demo | test | test-gpu | test-integrations | lint | chaos | bench-store | bench-samplers |
+# bench-train | bench-dashboard:
 # each installs what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu test-integrations lint format chaos bench-store bench-train bench-dashboard install install-dev install-frameworks install-peers clean
+.PHONY: demo test test-gpu test-integrations lint format chaos bench-store bench-samplers bench-train bench-dashboard install install-dev install-frameworks install-peers clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -47,6 +48,10 @@ bench-store: install-dev
 # A quarter of an hour: every page at 10,000 trials, beside optuna-dashboard; nothing else should run meanwhile.
 bench-dashboard: install-peers
 	$(BIN)/python -m tests.benchmarks.pages $(ARGS)
+
+# Some minutes: TPE and the pruners on long histories, beside Optuna's own on the same questions.
+bench-samplers: install-dev
+	$(BIN)/python -m tests.benchmarks.samplers $(ARGS)
 
 # Some minutes: what Tuner costs a training, beside torchrun and Ray Tune; nothing else should run meanwhile.
 bench-train: install-peers

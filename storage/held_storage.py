@@ -200,7 +200,7 @@ class HeldStorage(BaseStorage):
         self._set_trial_attr("system", trial_id, key, value)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        self._settle()
+        self.settle()
         with self._held.lock:
             return self._held.image.numbered(trial_number)._trial_id
 
@@ -212,7 +212,7 @@ class HeldStorage(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        self._settle()
+        self.settle()
         image = self._held.image
         with self._held.lock:
             trials = image.trials(states)
@@ -238,7 +238,7 @@ class HeldStorage(BaseStorage):
         held.queue(write, then=then)
         return provisional
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Have every added trial in the image."""
         if self._waiting:
             self._held.flush()

@@ -34,12 +34,19 @@ class StudyImage:
         self._ordered: list[FrozenTrial] = []
         self._open: dict[int, FrozenTrial] = {}
         self._lent: set[int] = set()
+        self._watchers: list[set[int]] = []
 
     def __contains__(self, trial_id: int) -> bool:
         return trial_id in self._by_id
 
     def __len__(self) -> int:
         return len(self._ordered)
+
+    def watch(self) -> set[int]:
+        """A set that takes the id of each trial that changes from now on; its reader empties it."""
+        watcher: set[int] = set()
+        self._watchers.append(watcher)
+        return watcher
 
     def put(self, trials: Iterable[FrozenTrial]) -> None:
         """Add trials, or replace those of the same id."""
@@ -56,6 +63,7 @@ class StudyImage:
             self._by_id[trial_id] = trial
             self._lent.discard(trial_id)
             self._file(trial)
+            self._tell(trial_id)
 
     def drop(self, trial_id: int) -> None:
         """Forget a trial that is no longer in the database."""
@@ -64,6 +72,7 @@ class StudyImage:
         self.counts[trial.state] -= 1
         self._open.pop(trial_id, None)
         self._lent.discard(trial_id)
+        self._tell(trial_id)
 
     def trial(self, trial_id: int) -> FrozenTrial:
         """The trial of that id, to look at.
@@ -86,6 +95,7 @@ class StudyImage:
             KeyError: there is none.
         """
         trial = self._by_id[trial_id]
+        self._tell(trial_id)
         if trial_id in self._lent:
             self._lent.discard(trial_id)
             trial = clone(trial)
@@ -139,6 +149,10 @@ class StudyImage:
         if not any(state in states for state in _FINISHED):
             return [trial for trial in self.unfinished() if trial.state in states]
         return [trial for trial in self._ordered if trial.state in states]
+
+    def _tell(self, trial_id: int) -> None:
+        for watcher in self._watchers:
+            watcher.add(trial_id)
 
     def _at(self, number: int) -> int:
         return bisect.bisect_left(self._ordered, number, key=lambda one: one.number)

@@ -21,7 +21,22 @@ from optuna.samplers import BaseSampler
 
 from tuner.errors import BadInput
 
-__all__ = ["PRUNERS", "SAMPLERS", "pruner", "reseed", "resources", "sampler", "seed_of", "settle", "text_of"]
+__all__ = [
+    "PRUNERS",
+    "SAMPLERS",
+    "TESTED",
+    "kept",
+    "pruner",
+    "reseed",
+    "resources",
+    "sampler",
+    "seed_of",
+    "settle",
+    "text_of",
+]
+
+TESTED = "5.0."
+"""The Optuna whose decisions ours were compared with; under another one its own classes decide."""
 
 SAMPLERS: Mapping[str, str] = {
     "bruteforce": "BruteForceSampler",
@@ -110,7 +125,7 @@ def text_of(spec: object) -> str | None:
         return known if as_given else text
     if isinstance(known, str):
         return known
-    if type(spec) is optuna.samplers.TPESampler and _is_default_tpe(spec):
+    if isinstance(spec, BaseSampler) and _is_default_tpe(spec):
         return "tpe"
     return "random" if type(spec) is optuna.samplers.RandomSampler else None
 
@@ -150,6 +165,19 @@ def seed_of(given: BaseSampler) -> int | None:
         return None
     draw = generator.randint if isinstance(generator, np.random.RandomState) else generator.integers
     return int(draw(2**31))
+
+
+def kept(given: BaseSampler) -> BaseSampler:
+    """The sampler that serves a driven study: for Optuna's TPE, ours, which keeps its history.
+
+    It has the same settings and generators, and suggests the same. Any other object, a subclass of
+    TPE among them, stays as it is.
+    """
+    if type(given) is not optuna.samplers.TPESampler or not optuna.__version__.startswith(TESTED):
+        return given
+    from tuner.tpe import TPESampler
+
+    return TPESampler.of(given)
 
 
 def reseed(target: BaseSampler, seed: int) -> None:
@@ -320,11 +348,14 @@ def _literal(value: object) -> str:
 
 
 def _is_default_tpe(given: BaseSampler) -> bool:
-    """Whether a TPE sampler is as ``create_study`` makes it; its seed does not matter."""
+    """Whether it is a TPE sampler as ``create_study`` makes it; its seed does not matter."""
+    if type(kept(given)) is not type(kept(optuna.samplers.TPESampler())):
+        return False
     plain = vars(optuna.samplers.TPESampler())
     compared = (bool, int, float, str, tuple, type, FunctionType, type(None))
+    own = {name: value for name, value in vars(given).items() if name in plain}
     return all(
-        value == plain.get(name)
-        for name, value in vars(given).items()
-        if isinstance(value, compared) or plain.get(name) is None
+        value == plain[name]
+        for name, value in own.items()
+        if isinstance(value, compared) or plain[name] is None
     )

@@ -52,13 +52,14 @@ class DrivenStudy(optuna.Study):
         sampler: optuna.samplers.BaseSampler,
         pruner: optuna.pruners.BasePruner,
     ) -> None:
-        super().__init__(held.record.name, held.storage, sampler=sampler, pruner=pruner)
+        super().__init__(held.record.name, held.storage, sampler=samplers.kept(sampler), pruner=pruner)
         assert held.record.seed is not None
         self.held = held
         self.seed = held.record.seed
         optimizer_state.guard(sampler)
         self.stop_requested = False
         self.logged: dict[int, set[tuple[str, int]]] = {}
+        self._pruning = pruning.Pruning(self, held)
         self._go_on()
 
     def stop(self) -> None:
@@ -150,7 +151,7 @@ class DrivenStudy(optuna.Study):
         trial = self.held.image.trial(trial_id)
         self._thread_local.cached_all_trials = None
         resources = samplers.resources(self.pruner)
-        prune = self.pruner.prune(self, trial)
+        prune = self._pruning.prune(trial)
         if samplers.resources(self.pruner) != resources:  # decided now, and once for all drivers
             columns = {"pruner": samplers.text_of(self.pruner)}
             self.held.queue(SetStudyRow(study_uid=self.held.uid, columns=columns))
@@ -160,7 +161,7 @@ class DrivenStudy(optuna.Study):
         trial = self.held.image.trial(trial_id)  # with the rung that the pruner has just noted
         inputs = {
             "pruner": type(self.pruner).__name__,
-            **pruning.compared(self.pruner, optuna.pruners._filter_study(self, trial), trial),
+            **self._pruning.compared(trial),
             "step": step,
             "value": None if step is None else pruning.plain(trial.intermediate_values[step]),
             "seq": len(trial.intermediate_values),

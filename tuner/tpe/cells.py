@@ -1,0 +1,96 @@
+"""A parameter with a step: the probabilities of the cells around its values, kernel by kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import FloatDistribution, IntDistribution
+
+from tuner.tpe.lines import Wide
+from tuner.tpe.masses import log_mass
+from tuner.tpe.table import Rows, grown
+
+__all__ = ["Cells"]
+
+Floats = npt.NDArray[np.float64]
+
+_FLOOR = -1e4  # stands for the log of nothing; a kernel 100 widths away is at -5000
+_FINE = 0.05  # widths of a kernel: a cell up to it is narrow
+_KEPT = 512  # values whose cells are kept
+_LOG_ROOT = 0.5 * math.log(2 * math.pi)
+
+
+class Cells:
+    """The cells of one parameter.
+
+    Args:
+        width: of a regular kernel.
+    """
+
+    def __init__(self, distribution: FloatDistribution | IntDistribution, width: float) -> None:
+        assert distribution.step is not None
+        self._half = distribution.step / 2
+        self._is_log = distribution.log
+        self._width = width
+        self._levels: Floats = np.zeros(0)  # the different places of kernels, in the order in which they came
+        self._codes: dict[float, int] = {}
+        self._code: npt.NDArray[np.intp] = np.zeros(64, dtype=np.intp)  # of a row's place
+        self._known: dict[float, Floats] = {}  # by value, each level's contribution
+
+    def sync(self, rows: Rows, places: Floats, size: int) -> None:
+        """Take in the places of rows that have changed; NaN where there is none."""
+        self._code = grown(self._code, size, 0)
+        codes, known = self._codes, len(self._codes)
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            self._code[row] = 0 if place != place else codes.setdefault(place, len(codes))
+        if len(codes) > known:
+            self._levels = np.fromiter(codes, dtype=np.float64, count=len(codes))
+
+    def add(self, to: Floats, values: Floats, wide: Wide, places: Floats, constants: Floats) -> None:
+        """Add each kernel's log probability of each value's cell, without a regular kernel's constant.
+
+        Args:
+            to: values by kernels.
+            places, constants: of the wide kernels, were they regular.
+        """
+        different, which = np.unique(values, return_inverse=True)
+        left, right = self.edges(different[:, np.newaxis])
+        own = np.maximum(log_mass((left - places) / wide.widths, (right - places) / wide.widths), _FLOOR)
+        own += wide.constants - constants
+        code = self._code[: to.shape[1]]
+        for at, value in enumerate(different.tolist()):
+            row = self._regular(value)[code]
+            row[wide.rows] = own[at]
+            for one in np.flatnonzero(which == at):
+                to[one] += row
+
+    def edges(self, values: Any) -> Any:
+        """Where the cells of values begin and end."""
+        left, right = values - self._half, values + self._half
+        return (np.log(left), np.log(right)) if self._is_log else (left, right)
+
+    def _regular(self, value: float) -> Floats:
+        """Each level's contribution to a value's cell, were its kernel a regular one."""
+        known = self._known.get(value)
+        begin = 0 if known is None else len(known)
+        if known is not None and begin == len(self._levels):
+            return known
+        left, right = (float(one) for one in self.edges(value))
+        levels = self._levels[begin:]
+        size = (right - left) / self._width
+        if size <= _FINE:  # the density in its middle, times its size, and two terms of the series
+            squares = ((0.5 * (left + right) - levels) / self._width) ** 2
+            terms = size**2 / 24 * (squares - 1) + size**4 / 1920 * (squares * (squares - 6) + 3)
+            new = math.log(size) - _LOG_ROOT - 0.5 * squares + np.log1p(terms)
+        else:
+            new = log_mass((left - levels) / self._width, (right - levels) / self._width)
+        new = np.maximum(new, _FLOOR)
+        if known is not None:
+            new = np.concatenate([known, new])
+        while len(self._known) >= _KEPT:
+            del self._known[next(iter(self._known))]
+        self._known[value] = new
+        return new
