@@ -155,6 +155,8 @@ class StudyImage:
             watcher.add(trial_id)
 
     def _at(self, number: int) -> int:
+        if 0 <= number < len(self._ordered) and self._ordered[number].number == number:
+            return number  # where no trial is missing
         return bisect.bisect_left(self._ordered, number, key=lambda one: one.number)
 
     def _file(self, trial: FrozenTrial) -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optuna.trial import TrialState
+
 from storage.errors import Refused
-from storage.held import HeldStudy
+from storage.held import AttemptRecord, CheckpointRecord, CommandRecord, HeldStudy
 from storage.held_storage import HeldStorage
 from storage.image import StudyImage
 from storage.studies import StudyRecord
-from storage.writes import CreateTrial, EndAttempt, FinishTrial, PopWaiting, Write
+from storage.writes import (
+    Claim,
+    CreateTrial,
+    EndAttempt,
+    FinishTrial,
+    PopWaiting,
+    StartAttempt,
+    Write,
+    attributes_json,
+)
 
 __all__ = ["MemoryStudy"]
 
@@ -54,6 +66,7 @@ class MemoryStudy(HeldStudy):
         self._first_attributes: dict[int, str] = {}
         self._checkpoints = {}
         self.storage = HeldStorage(self)
+        self._attempts: dict[int, dict[int, AttemptRecord]] = {}  # by trial and attempt
         self._created = 0
 
     @property
@@ -81,12 +94,68 @@ class MemoryStudy(HeldStudy):
     def refresh(self) -> None:
         self.refreshed = time.monotonic()
 
+    def attempts(self, trial_id: int | None = None) -> list[AttemptRecord]:
+        if trial_id is not None:
+            return list(self._attempts.get(trial_id, {}).values())
+        all_of = (list(records.values()) for records in self._attempts.values())
+        return [one for records in all_of if records[-1].state != "ended" for one in records]
+
+    def checkpoints(self, trial_id: int) -> list[CheckpointRecord]:
+        self._checkpoints.setdefault(trial_id, [])
+        return super().checkpoints(trial_id)
+
+    def checkpointed(self) -> set[int]:
+        return {trial_id for trial_id, records in self._checkpoints.items() if records}
+
+    def commands(self) -> list[CommandRecord]:
+        return []
+
+    def logged(self, trial_id: int, attempt: int) -> set[tuple[str, int]]:
+        return set()
+
     def _apply(self, write: Write) -> Any:
         """What the database would answer; the image itself is changed by the one who writes."""
         match write:
-            case CreateTrial():
+            case CreateTrial(template=template):
                 self._created += 1
+                if template is None or template.state == TrialState.RUNNING:
+                    self._claim(self._created, self._created - 1, 1, attributes_json(template), None)
                 return self._created, self._created - 1
-            case PopWaiting() | FinishTrial():
+            case PopWaiting(trial_id=trial_id, number=number, attributes=attributes):
+                self._claim(trial_id, number, 1, attributes, None)
+                return True
+            case Claim(trial_id=trial_id, number=number, attempt=attempt, attributes=attributes):
+                self._claim(trial_id, number, attempt, attributes, write.resumed_step)
+            case StartAttempt(trial_id=trial_id, attempt=attempt):
+                given = {name: getattr(write, name) for name in ("relative", "provenance", "ranks")}
+                known = {name: value for name, value in given.items() if value is not None}
+                self._change(trial_id, attempt, state="running", **known)
+            case EndAttempt(trial_id=trial_id, attempt=attempt, reason=reason, charged=charged):
+                self._change(trial_id, attempt, state="ended", reason=reason, charged=charged)
+                return True
+            case FinishTrial(end=end):
+                if end is not None:
+                    self._apply(end)
                 return True
         return None
+
+    def _claim(self, trial_id: int, number: int, attempt: int, attributes: str, step: int | None) -> None:
+        if self.claims:
+            self._attempts.setdefault(trial_id, {})[attempt] = AttemptRecord(
+                trial_id=trial_id,
+                number=number,
+                attempt=attempt,
+                state="claimed",
+                reason=None,
+                charged=False,
+                resumed_step=step,
+                relative=None,
+                attributes=attributes,
+                ranks=None,
+                provenance=None,
+            )
+
+    def _change(self, trial_id: int, attempt: int, **fields: Any) -> None:
+        records = self._attempts.get(trial_id, {})
+        if attempt in records:
+            records[attempt] = dataclasses.replace(records[attempt], **fields)

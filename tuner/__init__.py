@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tuner.resources import Resources
     from tuner.retry import Again, Retry
     from tuner.sharing import shared
+    from tuner.simulation import Faults, Simulation, simulate
     from tuner.studies import best_checkpoint, create_study, load_study
     from tuner.trial import Trial
 
@@ -54,10 +55,12 @@ __all__ = [
     "Checkpoint",
     "CheckpointNotSaved",
     "ClusterUnavailable",
+    "Faults",
     "Infeasible",
     "Interrupted",
     "Resources",
     "Retry",
+    "Simulation",
     "StoreUnavailable",
     "StudyExists",
     "StudyHeld",
@@ -73,6 +76,7 @@ __all__ = [
     "plot",
     "resume",
     "shared",
+    "simulate",
 ]
 
 _HOMES = {
@@ -82,6 +86,7 @@ _HOMES = {
     "tuner.resources": ("Resources",),
     "tuner.retry": ("Again", "Retry"),
     "tuner.sharing": ("shared",),
+    "tuner.simulation": ("Faults", "Simulation", "simulate"),
     "tuner.studies": ("best_checkpoint", "create_study", "load_study"),
     "tuner.trial": ("Trial",),
 }

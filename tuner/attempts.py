@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
@@ -28,7 +29,7 @@ from storage.writes import (
     attributes_json,
 )
 from tuner import checkpoint, retention, retry
-from tuner.assignment import Draw, Resume
+from tuner.assignment import Draw, Resume, Shard
 from tuner.failures import storable
 from tuner.messages import RankInfo, Saved
 from tuner.origin import Origins
@@ -97,6 +98,16 @@ class Running:
     apart: bool = False
 
 
+class Files(Protocol):
+    """The files of checkpoints: the module :mod:`tuner.checkpoint`, or its double."""
+
+    def verify(self, shard: Shard) -> bool: ...
+
+    def delete(self, paths: Iterable[str]) -> None: ...
+
+    def sweep(self, root: str, kept: Iterable[str]) -> None: ...
+
+
 class Attempts:
     """The store's side of the attempts of one driven study.
 
@@ -106,6 +117,8 @@ class Attempts:
         space: evaluated in the driver when a trial is asked; may be None.
         provenance: plain data, recorded with every attempt.
         checkpoints: folder or URI of the study's checkpoints.
+        clock: seconds; a retry is due by it.
+        files: of the checkpoints.
     """
 
     def __init__(
@@ -115,6 +128,8 @@ class Attempts:
         space: Space,
         provenance: Mapping[str, object],
         checkpoints: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        files: Files = checkpoint,
     ) -> None:
         self._study = study
         self._held = study.held
@@ -122,6 +137,8 @@ class Attempts:
         self._space = space
         self._provenance = provenance
         self._checkpoints = checkpoints
+        self._clock = clock
+        self._files = files
         directions = study.held.record.directions
         # of several objectives no trial is simply better than another: all keep theirs
         self._best = retention.Best(directions[0]) if len(directions) == 1 else None
@@ -157,7 +174,7 @@ class Attempts:
             attempt=due.attempt,
             history=due.history,
             began=None,
-            reported=time.monotonic(),
+            reported=self._clock(),
             ranks=ranks,
             resume=due.resume.resume if due.resume else None,
         )
@@ -244,7 +261,7 @@ class Attempts:
             trial_id=running.trial_id,
             number=running.number,
             attempt=running.attempt,
-            due=time.monotonic() + seconds,
+            due=self._clock() + seconds,
             history=running.history,
             lost=record,
             outcome=outcome,
@@ -342,7 +359,7 @@ class Attempts:
         root = self.folder(running.number)
         if records or os.path.isdir(root):
             left = self._held.checkpoints(running.trial_id)
-            checkpoint.sweep(root, [one.path for one in left])
+            self._files.sweep(root, [one.path for one in left])
         if records and state is TrialState.COMPLETE and self._best is not None:
             self._drop(self._best.offer(running.trial_id, outcome.values[0]))
         for trial_id in list(self._kept_for_retries):
@@ -404,7 +421,7 @@ class Attempts:
         """A claim that never started."""
         start = None
         if record.resumed_step is not None:
-            start = retention.newest_valid(self._held.checkpoints(record.trial_id), checkpoint.verify)[0]
+            start = retention.newest_valid(self._held.checkpoints(record.trial_id), self._files.verify)[0]
         return Due(
             trial_id=record.trial_id,
             number=record.number,
@@ -417,7 +434,7 @@ class Attempts:
         self, end: EndAttempt, number: int, history: tuple[PastAttempt, ...], delay: float, why: str
     ) -> Due:
         """End an attempt and claim the next, from the newest valid checkpoint: one transaction."""
-        start, damaged = retention.newest_valid(self._held.checkpoints(end.trial_id), checkpoint.verify)
+        start, damaged = retention.newest_valid(self._held.checkpoints(end.trial_id), self._files.verify)
         for one in damaged:
             lost = {"attempt": one.attempt, "step": one.step, "path": one.shards[0].path}
             self._study.event("checkpoint_damaged", lost, trial_id=end.trial_id, attempt=end.attempt)
@@ -440,7 +457,7 @@ class Attempts:
             trial_id=end.trial_id,
             number=number,
             attempt=end.attempt + 1,
-            due=time.monotonic() + delay,
+            due=self._clock() + delay,
             history=history,
             resume=start,
         )
@@ -452,7 +469,7 @@ class Attempts:
             paths = [one.path for one in records if (one.attempt, one.step) == (attempt, step)]
             drop = DropCheckpoints(study_uid=self._held.uid, trial_id=trial_id, attempt=attempt, step=step)
             self._held.drop_checkpoint(drop)
-            checkpoint.delete(paths)
+            self._files.delete(paths)
 
     def runs(self, trial_id: int) -> bool:
         """Whether a trial is there, and RUNNING."""

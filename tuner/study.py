@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, TrialState
 
 import storage
@@ -68,7 +69,8 @@ class DrivenStudy(optuna.Study):
 
     def claim_trial(self) -> FrozenTrial:
         """Claim a waiting trial, else create one: committed on return."""
-        for trial in self.held.image.trials((TrialState.WAITING,)):
+        waiting = self.held.image.counts[TrialState.WAITING]
+        for trial in self.held.image.trials((TrialState.WAITING,)) if waiting else ():
             if self.held.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                 return self.held.image.trial(trial._trial_id)
         return self.held.image.trial(self.held.storage.create_new_trial(self._study_id))
@@ -182,7 +184,7 @@ class DrivenStudy(optuna.Study):
         self.event("finished", detail, trial_id=end.trial_id, attempt=end.attempt)
         values = list(outcome.values) if state is TrialState.COMPLETE else None
         try:
-            super().tell(number, values, state=state)
+            _tell_with_warning(self, number, values, state)  # tell() would copy the trial for its caller
         except (storage.StorageError, UpdateFinishedTrialError):
             raise
         except Exception as error:  # of the sampler's own look back: Optuna has told the trial all the same

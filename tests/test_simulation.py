@@ -1,0 +1,140 @@
+"""Simulated studies: the driver's decisions on a virtual clock."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+
+import tuner
+from tuner import samplers
+from tuner.errors import BadInput
+from tuner.seeds import derived_seed
+
+SPACE = {"x": FloatDistribution(0.0, 1.0), "lr": FloatDistribution(1e-3, 1.0, log=True)}
+STEPS = 9
+
+
+def curve(params: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    for step in range(1, STEPS + 1):
+        yield params["x"] + params["lr"] / step, 10.0
+
+
+def study(sampler: str = "random", pruner: str = "none", **options: Any) -> optuna.Study:
+    return optuna.create_study(
+        study_name="sketch", sampler=samplers.sampler(sampler, 1), pruner=samplers.pruner(pruner), **options
+    )
+
+
+@pytest.mark.parametrize(
+    "pruner", ["none", "asha(min_resource=1, reduction_factor=3)", "median", "hyperband"]
+)
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_one_worker_finds_what_optuna_finds_in_turn(sampler: str, pruner: str) -> None:
+    found = tuner.simulate(study(sampler, pruner), SPACE, curve, max_concurrent=1, n_trials=40, seed=3)
+    again = study(sampler, pruner)
+    for trial in found.trials:
+        samplers.reseed(again.sampler, derived_seed(3, trial.number))
+        asked = again.ask(SPACE)
+        assert asked.params == trial.params
+        for step, (value, _) in enumerate(curve(asked.params), 1):
+            asked.report(value, step)
+            if asked.should_prune():
+                again.tell(asked, state=optuna.trial.TrialState.PRUNED)
+                break
+        else:
+            again.tell(asked, value)
+        told = again.trials[trial.number]
+        assert (told.state, told.intermediate_values) == (trial.state, trial.intermediate_values)
+    assert found.epochs == sum(len(trial.intermediate_values) for trial in found.trials)
+    assert found.best == again.best_value
+
+
+def test_a_simulation_is_the_same_for_a_seed_and_leaves_the_study_alone() -> None:
+    faults = tuner.Faults(mean_life=150.0, repair=5.0, stragglers=0.2, start_delay=2.0, checkpoint_every=2)
+    given = study("tpe", "asha(min_resource=1, reduction_factor=3)")
+    found = [
+        tuner.simulate(given, SPACE, curve, max_concurrent=8, n_trials=60, faults=faults, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    for one in found:
+        assert sum(one.states.values()) == 60
+    assert [one.seconds for one in found[:2]] == [found[0].seconds] * 2
+    assert found[0].history == found[1].history
+    for mine, other in zip(found[0].trials, found[1].trials, strict=True):
+        assert (mine.params, mine.intermediate_values) == (other.params, other.intermediate_values)
+    assert found[2].history != found[0].history
+    assert given.trials == []
+
+
+def test_losses_cost_steps_and_checkpoints_save_them() -> None:
+    def run(every: int) -> tuner.Simulation:
+        faults = tuner.Faults(mean_life=100.0, checkpoint_every=every)
+        return tuner.simulate(study(), SPACE, curve, max_concurrent=4, n_trials=50, faults=faults)
+
+    bare, saved = run(0), run(1)
+    for found in (bare, saved):
+        assert found.states == {"COMPLETE": 50}
+        assert found.attempts > 50
+        assert found.epochs == 50 * STEPS + found.repeated
+        assert {len(trial.intermediate_values) for trial in found.trials} == {STEPS}
+    assert bare.repeated > 0
+    assert saved.repeated == 0
+    assert saved.seconds < bare.seconds
+
+
+def test_failures_follow_the_policy() -> None:
+    faults = tuner.Faults(mean_life=5.0)  # half a step: nothing ever ends
+    policy = tuner.Retry(max_preemptions=2, backoff=7.0)
+    found = tuner.simulate(
+        study(), SPACE, curve, max_concurrent=1, n_trials=4, faults=faults, retry=policy, seed=2
+    )
+    assert found.states == {"FAIL": 4}
+    assert found.attempts == 12
+
+
+def test_the_clock_and_the_workers_bound_what_is_done() -> None:
+    slow = tuner.Faults(stragglers=1.0, slowdown=2.0, start_delay=5.0)
+    found = tuner.simulate(study(), SPACE, curve, max_concurrent=2, n_trials=4, faults=slow)
+    assert found.seconds == 2 * (5.0 + STEPS * 20.0)
+    assert found.utilisation == pytest.approx(STEPS * 20.0 / (5.0 + STEPS * 20.0))
+    ended = tuner.simulate(study(), SPACE, curve, max_concurrent=2, until=100.0)
+    assert ended.seconds == 100.0
+    assert ended.states == {"COMPLETE": 2, "RUNNING": 2}
+    values = [value for _, value in ended.history]
+    assert values == sorted(values, reverse=True)
+
+
+def test_the_samplers_time_can_be_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(0.0, 4.0)
+    monkeypatch.setattr("tuner.simulation.perf_counter", lambda: next(ticks))
+    charged = tuner.simulate(study(), SPACE, curve, max_concurrent=3, n_trials=3, charge_sampler=True)
+    assert charged.seconds == 3 * 4.0 + STEPS * 10.0  # the third trial waits for the two before it
+    free = tuner.simulate(study(), SPACE, curve, max_concurrent=3, n_trials=3)
+    assert free.seconds == STEPS * 10.0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "n_trials"),
+        ({"n_trials": 3, "max_concurrent": 0}, "max_concurrent=0"),
+        ({"until": -1.0}, "until=-1.0"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput, match=named):
+        tuner.simulate(study(), SPACE, curve, **options)
+
+
+def test_bad_faults_and_bad_seconds_are_named() -> None:
+    with pytest.raises(BadInput, match="stragglers=2"):
+        tuner.Faults(stragglers=2)
+    with pytest.raises(BadInput, match="step 1 takes -1"):
+        tuner.simulate(study(), SPACE, lambda _: [(0.0, -1.0)], n_trials=1)
+    with pytest.raises(BadInput, match="2 objectives"):
+        tuner.simulate(study(directions=["minimize"] * 2), SPACE, curve, n_trials=1)
