@@ -29,6 +29,8 @@ from storage.writes import (
 
 __all__ = ["MemoryStudy"]
 
+_ANSWERED = (CreateTrial, PopWaiting, Claim, StartAttempt, EndAttempt, FinishTrial)
+
 
 @dataclass(kw_only=True)
 class _Lease:
@@ -115,6 +117,8 @@ class MemoryStudy(HeldStudy):
 
     def _apply(self, write: Write) -> Any:
         """What the database would answer; the image itself is changed by the one who writes."""
+        if type(write) not in _ANSWERED:
+            return None
         match write:
             case CreateTrial(template=template):
                 self._created += 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,7 +15,9 @@ from optuna.distributions import FloatDistribution
 
 import tuner
 from tuner import samplers
+from tuner.cli.app import main
 from tuner.errors import BadInput
+from tuner.replay import replay
 from tuner.seeds import derived_seed
 
 SPACE = {"x": FloatDistribution(0.0, 1.0), "lr": FloatDistribution(1e-3, 1.0, log=True)}
@@ -138,3 +143,67 @@ def test_bad_faults_and_bad_seconds_are_named() -> None:
         tuner.simulate(study(), SPACE, lambda _: [(0.0, -1.0)], n_trials=1)
     with pytest.raises(BadInput, match="2 objectives"):
         tuner.simulate(study(directions=["minimize"] * 2), SPACE, curve, n_trials=1)
+
+
+def recorded(url: str) -> optuna.Study:
+    """A study in a database: 20 trials of three reports and a value each, one that failed."""
+    made = tuner.create_study("past", storage=url, sampler="random", pruner="none", seed=1)
+    begin = dt.datetime(2026, 1, 1)
+    for number in range(20):
+        value = (number * 7 % 20) / 20
+        made.add_trial(
+            optuna.trial.FrozenTrial(
+                number=-1,
+                trial_id=-1,
+                state=optuna.trial.TrialState.COMPLETE,
+                value=value,
+                datetime_start=begin,
+                datetime_complete=begin + dt.timedelta(seconds=30),
+                params={},
+                distributions={},
+                user_attrs={},
+                system_attrs={},
+                intermediate_values={1: value + 0.1, 2: value + 0.05, 3: value},
+            )
+        )
+    made.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    return made
+
+
+def test_a_replay_says_what_another_pruner_would_have_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path / 'past.db'}"
+    recorded(url)
+
+    def run(*options: str) -> dict[str, Any]:
+        assert main(["replay", "past", "--storage", url, "--json", *options]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    as_it_was = run("--max-concurrent", "4")
+    assert as_it_was["seconds"] == pytest.approx(20 / 4 * 30.0)
+    assert as_it_was["epochs"] == as_it_was["recorded_epochs"] == 60
+    assert (as_it_was["complete"], as_it_was["left_out"], as_it_was["best"]) == (20, 1, 0.0)
+    halved = run("--max-concurrent", "4", "--pruner", "asha(min_resource=1, reduction_factor=2)")
+    assert halved["epochs"] < 60
+    assert halved["seconds"] < as_it_was["seconds"]
+    assert halved["complete"] + halved["pruned"] == 20
+    assert main(["replay", "past", "--storage", url, "--pruner", "median"]) == 0
+    assert "recorded epochs" in capsys.readouterr().out
+    assert main(["replay", "past", "--storage", url, "--max-concurrent", "0"]) == 2
+    assert "max_concurrent=0" in capsys.readouterr().err
+
+
+def test_a_trial_that_would_have_gone_on_is_counted(tmp_path: Path) -> None:
+    made = tuner.create_study("cut", storage=f"sqlite:///{tmp_path / 'cut.db'}", sampler="random")
+    with pytest.raises(BadInput, match="nothing to replay"):
+        replay(made, optuna.pruners.NopPruner(), max_concurrent=2)
+    for _ in range(3):
+        made.add_trial(
+            optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, intermediate_values={1: 0.5})
+        )
+    found = replay(made, optuna.pruners.NopPruner(), max_concurrent=2)
+    assert found.unknown == 3
+    assert found.simulation.states == {"PRUNED": 3}
+    assert found.recorded_best is None

@@ -38,6 +38,8 @@ __all__ = ["Curve", "Faults", "Script", "Simulation", "play", "simulate"]
 Curve = Callable[[Mapping[str, Any]], Iterable[tuple[float, float]]]
 """Of a trial's parameters: (value, seconds) of each step, the first of which is step 1."""
 
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
@@ -342,7 +344,7 @@ class _Simulator:
         states = self._held.image.counts
         is_due = bool(self._due) and self._due[0][0] <= self._now
         return scheduler.Counts(
-            finished=sum(count for state, count in states.items() if state.is_finished()),
+            finished=sum(states[state] for state in _FINISHED),
             running=self._running,
             running_unfinished=self._running,
             retries_due=int(is_due),

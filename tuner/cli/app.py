@@ -32,6 +32,7 @@ _COMMANDS = {
     "stop": "stop",
     "retry": "again",
     "enqueue": "again",
+    "replay": "replay",
     "export": "moving",
     "copy": "moving",
     "fork": "moving",
