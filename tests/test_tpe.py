@@ -232,7 +232,7 @@ def test_long_histories_give_optunas_draws(space: str, option: str) -> None:
         twins.go(10)
 
 
-@settings(max_examples=25 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     space=st.sampled_from(sorted(SPACES)),
     option=st.sampled_from(["as it is", "univariate", "groups", "no liar"]),

@@ -21,6 +21,7 @@ _FLOOR = -1e4  # stands for the log of nothing; a kernel 100 widths away is at -
 _FINE = 0.05  # widths of a kernel: a cell up to it is narrow
 _KEPT = 512  # values whose cells are kept
 _LOG_ROOT = 0.5 * math.log(2 * math.pi)
+_NONE: Floats = np.zeros(0)
 
 
 class Cells:
@@ -61,8 +62,8 @@ class Cells:
         own = np.maximum(log_mass((left - places) / wide.widths, (right - places) / wide.widths), _FLOOR)
         own += wide.constants - constants
         code = self._code[: to.shape[1]]
-        for at, value in enumerate(different.tolist()):
-            row = self._regular(value)[code]
+        for at, contributions in enumerate(self._regular(different)):
+            row = contributions[code]
             row[wide.rows] = own[at]
             for one in np.flatnonzero(which == at):
                 to[one] += row
@@ -72,25 +73,32 @@ class Cells:
         left, right = values - self._half, values + self._half
         return (np.log(left), np.log(right)) if self._is_log else (left, right)
 
-    def _regular(self, value: float) -> Floats:
-        """Each level's contribution to a value's cell, were its kernel a regular one."""
-        known = self._known.get(value)
-        begin = 0 if known is None else len(known)
-        if known is not None and begin == len(self._levels):
-            return known
-        left, right = (float(one) for one in self.edges(value))
-        levels = self._levels[begin:]
-        size = (right - left) / self._width
-        if size <= _FINE:  # the density in its middle, times its size, and two terms of the series
-            squares = ((0.5 * (left + right) - levels) / self._width) ** 2
+    def _regular(self, values: Floats) -> list[Floats]:
+        """Each level's contribution to each value's cell, were its kernel a regular one."""
+        known = [self._known.get(value, _NONE) for value in values.tolist()]
+        short = [at for at, one in enumerate(known) if len(one) < len(self._levels)]
+        if short:
+            begin = min(len(known[at]) for at in short)
+            new = self._masses(values[short], self._levels[begin:])
+            for at, one in zip(short, new, strict=True):
+                known[at] = np.concatenate([known[at][:begin], one])
+                while len(self._known) >= _KEPT:
+                    del self._known[next(iter(self._known))]
+                self._known[float(values[at])] = known[at]
+        return known
+
+    def _masses(self, values: Floats, levels: Floats) -> Floats:
+        """The log masses of the values' cells under regular kernels at the levels."""
+        left, right = self.edges(values[:, np.newaxis])
+        sizes = (right - left) / self._width
+        narrow = sizes[:, 0] <= _FINE
+        out = np.empty((len(values), len(levels)))
+        if narrow.any():  # the density in the middle, times the size, and two terms of the series
+            size = sizes[narrow]
+            squares = ((0.5 * (left + right)[narrow] - levels) / self._width) ** 2
             terms = size**2 / 24 * (squares - 1) + size**4 / 1920 * (squares * (squares - 6) + 3)
-            new = math.log(size) - _LOG_ROOT - 0.5 * squares + np.log1p(terms)
-        else:
-            new = log_mass((left - levels) / self._width, (right - levels) / self._width)
-        new = np.maximum(new, _FLOOR)
-        if known is not None:
-            new = np.concatenate([known, new])
-        while len(self._known) >= _KEPT:
-            del self._known[next(iter(self._known))]
-        self._known[value] = new
-        return new
+            out[narrow] = np.log(size) - _LOG_ROOT - 0.5 * squares + np.log1p(terms)
+        if not narrow.all():
+            broad = ~narrow
+            out[broad] = log_mass((left[broad] - levels) / self._width, (right[broad] - levels) / self._width)
+        return np.maximum(out, _FLOOR)

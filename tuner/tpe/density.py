@@ -16,6 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from tuner.tpe.cells import Cells
 from tuner.tpe.lines import Lines
 from tuner.tpe.masses import log_mass
+from tuner.tpe.mixture import EDGE
 from tuner.tpe.table import OTHER, Column, Rows, Table, grown
 
 __all__ = ["Density"]
@@ -23,7 +24,6 @@ __all__ = ["Density"]
 Floats = npt.NDArray[np.float64]
 
 _LOG_ROOT = 0.5 * math.log(2 * math.pi)
-_EDGE = 1e-9  # of the range: nearer to an end than this, rounding decides whether a point is inside
 
 
 class Density:
@@ -81,7 +81,7 @@ class Density:
             points[at] = samples[column.name]
         points = lines.on_range(points)
         inside = np.minimum(points - lines.low[:, np.newaxis], lines.high[:, np.newaxis] - points)
-        if not (inside[:smooth] > _EDGE * self._span[:smooth, np.newaxis]).all():
+        if not (inside[:smooth] > EDGE * self._span[:smooth, np.newaxis]).all():
             return None
         scaled = (points[:smooth] - self._middle[:smooth, np.newaxis]) / lines.width[:smooth, np.newaxis]
         found: Floats = scaled.T @ self._scaled[:, : table.size]

@@ -54,9 +54,8 @@ def log_mass(a: Floats, b: Floats) -> Floats:
     """
     flip = a > 0
     low, high = np.where(flip, -b, a), np.where(flip, -a, b)  # symmetry: the left tail loses no digits
-    below = erfc(np.maximum(-low, 0.0) / math.sqrt(2.0))
+    below, beside = erfc(np.stack([np.maximum(-low, 0.0), np.abs(high)]) / math.sqrt(2.0))
     central = high > 0
-    beside = erfc(np.abs(high) / math.sqrt(2.0))
     mass = np.where(central, 1.0 - 0.5 * below - 0.5 * beside, 0.5 * (beside - below))
     with np.errstate(divide="ignore"):
         return np.log(np.maximum(mass, 0.0))

@@ -1,9 +1,9 @@
 """Optuna's TPE with its history kept between questions.
 
 For the same history, settings and state of the generator it suggests what Optuna's own class would:
-the split, the kernels and the candidates are Optuna's, to the bit. Only the density of a long
-mixture above is computed another way, to some 1e-10; where the two best candidates lie closer than
-that allows to tell, Optuna's own arithmetic decides.
+the split, the kernels and the candidates are Optuna's, to the bit. Only the densities are computed
+another way, to some 1e-10; where the two best candidates lie closer than that allows to tell,
+Optuna's own arithmetic decides.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from optuna.samplers._tpe.sampler import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.tpe import mixture
 from tuner.tpe.density import Density
 from tuner.tpe.lines import SMALLEST
 from tuner.tpe.table import COMPLETE, PRUNED, RUNNING, Column, Rows, Table, Unusual
@@ -46,8 +47,8 @@ class TPESampler(OptunaTPESampler):
     """``optuna.samplers.TPESampler``, with the same arguments and suggestions, for long histories.
 
     Optuna's own path serves what is not kept: a ``_parzen_estimator_cls`` of the user's, trials that
-    a storage lists out of order, values or choices that do not compare. A long mixture is Optuna's
-    arithmetic throughout where ``prior_weight`` is 0 or ``consider_magic_clip`` is off.
+    a storage lists out of order, values or choices that do not compare. With ``prior_weight=0`` or
+    ``consider_magic_clip=False`` a long mixture costs as many operations as Optuna's.
 
     Example:
         >>> import optuna
@@ -135,15 +136,23 @@ class TPESampler(OptunaTPESampler):
         ones = np.ones(len(below)) if study._is_multi_objective() else None
         mpe_below = _ParzenEstimator(_observations(columns, below), search_space, parameters, ones)
         samples = mpe_below.sample(self._rng.rng, self._n_ei_candidates)
-        chosen: Mapping[str, int | float] | None = None
-        if len(above) >= SMALLEST and parameters.prior_weight > 0 and parameters.consider_magic_clip:
-            weights = _ParzenEstimator._call_weights_func(parameters.weights, len(above))
+        mpe_above: _ParzenEstimator | None = None
+        is_long = len(above) >= SMALLEST and parameters.prior_weight > 0 and parameters.consider_magic_clip
+        weights = (
+            _ParzenEstimator._call_weights_func(parameters.weights, len(above)) if is_long else np.ones(0)
+        )
+        if is_long and len(weights) == len(above):
             weights = np.append(weights, [parameters.prior_weight])
-            if len(weights) == len(above) + 1:
-                log_pdf = density.log_pdf(samples, table, above, weights / weights.sum())
-                chosen = None if log_pdf is None else _clearest(samples, mpe_below.log_pdf(samples) - log_pdf)
-        if chosen is None:
+            pdf_above = density.log_pdf(samples, table, above, weights / weights.sum())
+        else:
             mpe_above = _ParzenEstimator(_observations(columns, above), search_space, parameters)
+            pdf_above = mixture.log_pdf(mpe_above, samples)
+        pdf_below = None if pdf_above is None else mixture.log_pdf(mpe_below, samples)
+        chosen: Mapping[str, int | float] | None = None
+        if pdf_above is not None and pdf_below is not None:
+            chosen = _clearest(samples, pdf_below - pdf_above)
+        if chosen is None:
+            mpe_above = mpe_above or _ParzenEstimator(_observations(columns, above), search_space, parameters)
             chosen = self._compare(samples, self._compute_acquisition_func(samples, mpe_below, mpe_above))
         return {name: dist.to_external_repr(chosen[name]) for name, dist in search_space.items()}
 
