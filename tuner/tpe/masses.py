@@ -58,4 +58,4 @@ def log_mass(a: Floats, b: Floats) -> Floats:
     central = high > 0
     mass = np.where(central, 1.0 - 0.5 * below - 0.5 * beside, 0.5 * (beside - below))
     with np.errstate(divide="ignore"):
-        return np.log(np.maximum(mass, 0.0))
+        return np.log(np.maximum(mass, 0.0))  # type: ignore[no-any-return]
