@@ -20,8 +20,8 @@ from tuner.cli import main
 from tuner.cli.app import cli
 
 CONTRACT = (
-    *("run", "resume", "status", "studies", "trials", "show", "best", "stop", "retry", "enqueue", "export"),
-    *("copy", "fork", "delete", "db check", "db upgrade", "dashboard", "doctor", "completion"),
+    *("run", "resume", "status", "studies", "trials", "show", "best", "stop", "retry", "enqueue", "replay"),
+    *("export", "copy", "fork", "delete", "db check", "db upgrade", "dashboard", "doctor", "completion"),
 )
 WITHOUT_JSON = {
     "export": "its --format is what it prints",
