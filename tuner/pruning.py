@@ -46,6 +46,8 @@ class Pruning:
     def __init__(self, study: optuna.Study, held: HeldStudy) -> None:
         self._study = study
         self._held = held
+        self._tested = optuna.__version__.startswith(TESTED)
+        self._maximize = study.directions[0] == StudyDirection.MAXIMIZE
         self._steps: Steps | None = None
         self._rungs: Rungs | None = None
 
@@ -87,12 +89,8 @@ class Pruning:
             found |= {name: plain(float(vars(pruner)[f"_{name}"])) for name in ("lower", "upper")}
         return found
 
-    @property
-    def _maximize(self) -> bool:
-        return self._study.direction == StudyDirection.MAXIMIZE
-
     def _decide(self, pruner: BasePruner, trial: FrozenTrial) -> bool:
-        if not optuna.__version__.startswith(TESTED):
+        if not self._tested:
             return bool(pruner.prune(self._study, trial))
         kind = type(pruner)
         if kind is PatientPruner:

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,8 +166,14 @@ def sampling(space: Mapping[str, BaseDistribution]) -> Callable[[int], Iterator[
     return sides
 
 
-def pruning(pruner: Callable[[], BasePruner]) -> Callable[[int], Iterator[tuple[Question, Question]]]:
-    """Questions to a pruner: one after each report of a new trial; a pruned one makes room for the next."""
+def pruning(
+    pruner: Callable[[], BasePruner], steps: Container[int]
+) -> Callable[[int], Iterator[tuple[Question, Question]]]:
+    """Questions to a pruner after reports of a new trial; a pruned one makes room for the next.
+
+    Args:
+        steps: at which it has to compare; at others successive halving looks at nobody.
+    """
 
     def sides(count: int) -> Iterator[tuple[Question, Question]]:
         pair = studies(count, {}, pruner)
@@ -180,6 +186,8 @@ def pruning(pruner: Callable[[], BasePruner]) -> Callable[[int], Iterator[tuple[
                 said: list[bool] = []
                 for study, frozen in zip(pair, asked, strict=True):
                     study.held.storage.set_trial_intermediate_value(frozen._trial_id, step, value)
+                if step not in steps:
+                    continue
 
                 def ask(at: int, said: list[bool] = said, asked: Any = asked) -> tuple[Reply, float]:
                     study = pair[at]
@@ -210,16 +218,17 @@ def _hyperband() -> BasePruner:
 
 
 QUESTION, DECISION = 10e-3, 50e-6
+RUNGS = (1, 3, 9, 27)
 FIGURES = (
     Figure(work="TPE, 8 floats", trials=1_000, most=None, sides=sampling(FLOATS)),
     Figure(work="TPE, 8 floats", trials=10_000, most=QUESTION, sides=sampling(FLOATS)),
     Figure(work="TPE, 8 mixed", trials=1_000, most=None, sides=sampling(MIXED)),
     Figure(work="TPE, 8 mixed", trials=10_000, most=QUESTION, sides=sampling(MIXED)),
-    Figure(work="successive halving", trials=10_000, most=DECISION, sides=pruning(_asha)),
-    Figure(work="successive halving", trials=100_000, most=DECISION, sides=pruning(_asha)),
-    Figure(work="Hyperband", trials=100_000, most=DECISION, sides=pruning(_hyperband)),
-    Figure(work="median", trials=10_000, most=DECISION, sides=pruning(MedianPruner)),
-    Figure(work="median", trials=100_000, most=DECISION, sides=pruning(MedianPruner)),
+    Figure(work="successive halving", trials=10_000, most=DECISION, sides=pruning(_asha, RUNGS)),
+    Figure(work="successive halving", trials=100_000, most=DECISION, sides=pruning(_asha, RUNGS)),
+    Figure(work="Hyperband", trials=100_000, most=DECISION, sides=pruning(_hyperband, RUNGS)),
+    Figure(work="median", trials=10_000, most=DECISION, sides=pruning(MedianPruner, range(STEPS + 1))),
+    Figure(work="median", trials=100_000, most=DECISION, sides=pruning(MedianPruner, range(STEPS + 1))),
 )
 
 
