@@ -24,6 +24,7 @@ __all__ = ["Density"]
 Floats = npt.NDArray[np.float64]
 
 _LOG_ROOT = 0.5 * math.log(2 * math.pi)
+_NOTHING = -50.0  # below the greatest term: a million of such terms are 1e-16 of it
 
 
 class Density:
@@ -96,8 +97,8 @@ class Density:
         prior = squares + math.log(weights[-1]) + self._prior(points, samples)
         most = np.maximum(found.max(axis=1), prior)
         found -= most[:, np.newaxis]
-        np.exp(found, out=found)
-        total = np.log(found.sum(axis=1) + np.exp(prior - most))
+        sums = [np.exp(row[row > _NOTHING]).sum() for row in found]  # most kernels are far away
+        total = np.log(np.array(sums) + np.exp(prior - most))
         return total + most - squares  # type: ignore[no-any-return]
 
     def _correct(self, to: Floats, points: Floats, samples: Mapping[str, Floats], rows: Rows) -> None:
