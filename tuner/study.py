@@ -242,13 +242,14 @@ class DrivenStudy(optuna.Study):
 
 
 def joint_draw(trial: optuna.Trial) -> dict[str, Draw]:
-    """What the sampler draws for a trial before it asks: reading it is what makes the sampler draw."""
+    """What the sampler draws for a trial before it asks."""
+    params = trial.relative_params  # to read them is what makes the sampler draw, and say from what
     space = trial.relative_search_space or {}
     return {
         name: Draw(
             value=float(space[name].to_internal_repr(value)), distribution=distribution_to_json(space[name])
         )
-        for name, value in trial.relative_params.items()
+        for name, value in params.items()
     }
 
 
