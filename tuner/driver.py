@@ -26,7 +26,7 @@ from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.commands import Commands
 from tuner.dispatch.base import Cluster, Executor
-from tuner.errors import BadInput, ClusterUnavailable, StudyHeld, StudyStopped
+from tuner.errors import BadInput, BadObjective, ClusterUnavailable, StudyHeld, StudyStopped
 from tuner.job import Job, assignment, wanted
 from tuner.messages import (
     Ended,
@@ -154,11 +154,18 @@ class Driver:
         return reason
 
     def _probe(self) -> None:
-        """Whether every node reaches the folder of the checkpoints, before anything is written.
+        """Whether every node has the objective and the folder of the checkpoints, before anything is written.
 
         Raises:
-            BadInput: one does not, and the folder was named by the user.
+            BadObjective: one has not the objective's file, or another one.
+            BadInput: one does not reach the folder, and it was named by the user.
         """
+        if lacking := self._executor.lacking(self._job.objective):
+            where = "; ".join(f"{host}: {why}" for host, why in sorted(lacking.items()))
+            raise BadObjective(
+                f"not every node has the objective ({where}); send its folder with --working-dir DIR or "
+                "runtime_env={'working_dir': DIR}, or put it where all nodes see it under one path"
+            )
         wrong = self._executor.probe(self._job.checkpoints)
         if not wrong:
             return

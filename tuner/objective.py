@@ -331,7 +331,10 @@ def _import_file(name: str, file: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     if not Path(file).is_file():
-        raise BadObjective(f"the objective's file {file} is not here; put it where all nodes can read it")
+        raise BadObjective(
+            f"the objective's file {file} is not here; send its folder with --working-dir DIR, or "
+            "put it where all nodes can read it"
+        )
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

@@ -16,7 +16,7 @@ import optuna
 
 from storage import Database, HeldStudy, Lease, StudyRecord, reads, studies
 from storage.writes import SetStudyRow
-from tuner import notebook, provenance, samplers, store
+from tuner import credentials, notebook, provenance, samplers, store
 from tuner import objective as objectives
 from tuner.alerts import Alerts, Webhook, webhook
 from tuner.assignment import ObjectiveRef
@@ -26,6 +26,7 @@ from tuner.errors import BadInput
 from tuner.job import Callback, Job
 from tuner.resources import Resources, ResourcesSpec
 from tuner.retry import Retry
+from tuner.runtime_env import keeping_out
 from tuner.settings import Settings
 from tuner.snapshot import Progress
 from tuner.studies import PrunerSpec, SamplerSpec, database_of, new_seed, unknown
@@ -61,6 +62,7 @@ def optimize(
     executor: str = "ray",
     isolation: str = "attempt",
     env: Sequence[str] = (),
+    runtime_env: Mapping[str, Any] | None = None,
     progress: bool | Progress | None = None,
     alerts: Sequence[str] = (),
 ) -> optuna.Study:
@@ -93,6 +95,9 @@ def optimize(
         isolation: ``"attempt"``: a fresh process for each. ``"shared"``: one that ended well is kept for
             the next trial, and put back to what it was; see :mod:`tuner.slate`.
         env: names or patterns of environment variables that workers get; values are never stored.
+        runtime_env: what goes to nodes that do not have it: ``working_dir``, ``py_modules``, ``pip``,
+            ``excludes``, as in Ray; see :func:`tuner.runtime_env.checked`. Default: nothing; nodes then find
+            the objective under the same path, on a disk that they share or in an image.
         progress: True, False, a display of your own, or None: on when the output is a terminal or a
             notebook.
         alerts: addresses of webhooks, which are not stored; see :mod:`tuner.alerts`.
@@ -127,6 +132,7 @@ def optimize(
         executor=executor,
         isolation=isolation,
         env=tuple(env),
+        runtime_env=runtime_env,
     )
     request = _Request(
         objective=objective,
@@ -257,7 +263,11 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
     """Take the lease, drive, and let go."""
     run = uuid.uuid4().hex[:16]
     settings = request.settings
-    executor = make_executor(settings, request.objective)
+    root = store.checkpoint_root(database.text, settings.checkpoints)
+    store.check_kept(root, "checkpoints in", "name a folder or URI elsewhere with checkpoints=...")
+    executor = make_executor(
+        settings, request.objective, ours=[os.path.realpath(path) for path in (*store.files(database), root)]
+    )
     with store.errors():
         lease = Lease(database, record.uid, study_name=record.name, run=run)
         lease.acquire()
@@ -273,7 +283,7 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
                 settings=settings,
                 space=request.space,
                 environment=environment(settings.env),
-                checkpoints=store.checkpoint_root(database.text, settings.checkpoints),
+                checkpoints=root,
                 provenance=provenance.collect(request.reference, sys.argv, driven.seed),
                 callbacks=request.callbacks,
                 alerts=Alerts(request.webhooks, record.name),
@@ -318,11 +328,14 @@ def _digest_before(driven: DrivenStudy, record: StudyRecord) -> str | None:
     return str(found.provenance.get("objective_digest") or "") if found is not None else None
 
 
-def make_executor(settings: Settings, objective: Objective | str | None = None) -> Executor:
+def make_executor(
+    settings: Settings, objective: Objective | str | None = None, ours: Sequence[str] = ()
+) -> Executor:
     """The executor that the settings name; Ray is imported only when it is used.
 
     Args:
         objective: the function itself, which the inline executor calls.
+        ours: files and folders that a run writes itself, and does not send to workers.
     """
     if settings.executor == "inline":
         from tuner.dispatch.inline import InlineExecutor
@@ -330,7 +343,8 @@ def make_executor(settings: Settings, objective: Objective | str | None = None) 
         return InlineExecutor(objective if callable(objective) else None)
     from tuner.dispatch.ray_cluster import RayExecutor
 
-    return RayExecutor(address=settings.address)
+    sent = keeping_out(settings.runtime_env, ours)
+    return RayExecutor(address=settings.address, runtime_env=sent)
 
 
 def make_progress(given: bool | Progress | None) -> Progress | None:
@@ -349,9 +363,9 @@ def make_progress(given: bool | Progress | None) -> Progress | None:
 
 
 def environment(patterns: Sequence[str]) -> dict[str, str]:
-    """The variables of this process whose names match, for the ranks."""
+    """The variables of this process whose names match, for the ranks; never the driver's own passwords."""
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in credentials.without(os.environ).items()
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -166,6 +167,16 @@ _SETTINGS = (
         "--env", multiple=True, metavar="NAME", help="Environment variable that workers get, such as AWS_*."
     ),
     setting(
+        "--working-dir",
+        metavar="DIR",
+        help="Send this folder to the nodes of the cluster.  [default: they have it]",
+    ),
+    setting(
+        "--runtime-env",
+        metavar="FILE",
+        help="YAML with more to send, as for ray job submit: working_dir, py_modules, pip, excludes.",
+    ),
+    setting(
         "--alert",
         "alerts",
         multiple=True,
@@ -219,6 +230,9 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
         chosen["n_trials"] = given["trials"]
     if given.get("env"):
         chosen["env"] = tuple(given["env"])
+    sent = {**_runtime_env(given.get("runtime_env")), **_given(given, "working_dir")}
+    if sent:
+        chosen["runtime_env"] = {**(before.get("runtime_env") or {}), **sent}
     if given.get("alerts"):
         chosen["alerts"] = tuple(given["alerts"])
     resources = {name: given[name] for name in _RESOURCES if given.get(name) not in (None, ())}
@@ -236,6 +250,25 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
     if retry:
         chosen["retry"] = Retry(**{**before.get("retry", {}), **retry})
     return chosen
+
+
+def _given(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {} if given.get(name) is None else {name: given[name]}
+
+
+def _runtime_env(file: str | None) -> dict[str, Any]:
+    """What a file of YAML says, which JSON is too."""
+    if file is None:
+        return {}
+    import yaml  # Ray brings it
+
+    try:
+        found = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"--runtime-env {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"--runtime-env {file}: write fields, such as 'working_dir: .'")
+    return found
 
 
 def _ranks(text: str) -> int | tuple[int, int]:

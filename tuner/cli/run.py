@@ -182,6 +182,7 @@ _SCALARS = (
     "executor",
     "isolation",
     "env",
+    "runtime_env",
 )
 
 
