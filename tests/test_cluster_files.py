@@ -106,6 +106,8 @@ OBJECTIVE = """
 import time
 from pathlib import Path
 
+import torch.distributed as dist
+
 
 def objective(trial):
     saved = trial.load_checkpoint()
@@ -114,6 +116,7 @@ def objective(trial):
     for step in range(start, 600):
         trial.report(step, step)
         trial.save_checkpoint({"step": step}, step)
+        dist.barrier()  # the ranks save the same steps
         if Path("open").exists():
             break
         time.sleep(0.1)
@@ -187,7 +190,7 @@ def test_the_script_trains_and_goes_on_after_it_was_queued_again(
         with contextlib.suppress(Unavailable, sa.exc.OperationalError):  # it is being made
             database = Database(url, create=False)
             try:
-                return len(reads.checkpoints(database.engine, "s", 0))
+                return sum(part.whole for part in reads.checkpoints(database.engine, "s", 0))
             finally:
                 database.dispose()
         return 0

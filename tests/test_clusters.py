@@ -143,7 +143,7 @@ class Jobs:
             *("--", sys.executable, "-m", "tuner", "run", "train.py", "--study", "s", "--load-if-exists"),
             *("--custom", "there=0.5", "--seed", "1", *options),
         ]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             done = self._cluster.ray(*command)
             early = "No available agent" in done.stderr + done.stdout  # the cluster has just started
