@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
+PROGRAMS := pyspark==4.3.0 scikit-learn tensorflow==2.21.0 tf-keras==2.21.0 tensorboard
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu test-integrations lint format chaos bench-store bench-train bench-dashboard install install-dev install-frameworks install-peers clean
+.PHONY: demo test test-gpu test-integrations lint format chaos bench-store bench-train bench-dashboard install install-dev install-frameworks install-peers install-programs clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -21,8 +22,8 @@ test: install-dev
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-# Objectives of users of other frameworks, with their callbacks of Optuna; some minutes to install them.
-test-integrations: install-frameworks
+# Objectives and programs for other frameworks, as their users write them; some minutes to install these.
+test-integrations: install-frameworks install-programs
 	$(BIN)/python -m pytest -m integration $(ARGS)
 
 lint: install-dev
@@ -56,6 +57,7 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 install-frameworks: $(VENV)/.installed-frameworks
 install-peers: $(VENV)/.installed-peers
+install-programs: $(VENV)-programs/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -85,5 +87,16 @@ $(VENV)/.installed-peers: $(VENV)/.installed-dev
 		echo "no faketime: the test of clocks will be skipped"
 	@touch $@
 
+# Spark and TensorFlow have an environment of their own: what Tuner starts need not share its packages. Spark
+# needs a Java, which is Debian's package where we may install it.
+$(VENV)-programs/.installed: Makefile
+	test -x $(VENV)-programs/bin/python || $(PYTHON) -m venv $(VENV)-programs
+	$(VENV)-programs/bin/python -m pip install --quiet --disable-pip-version-check $(PROGRAMS)
+	@command -v java >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq default-jre-headless >/dev/null; } || \
+		echo "no Java: the test of Spark will be skipped"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-programs build *.egg-info

@@ -48,6 +48,11 @@ DOORS = {
     "lightning": ("tuner.lightning",),
     "rich": ("tuner.cli", "tuner.notebook", "tuner.progress", "tuner.redraw", "objectives"),
     "IPython": ("tuner.notebook",),
+    "tensorboard": ("objectives.external.metrics",),
+    "mpi4py": ("objectives.programs",),
+    "pyspark": ("objectives.programs",),
+    "tensorflow": ("objectives.programs",),
+    "rich": ("tuner.cli", "tuner.progress", "objectives"),
     "click": ("tuner.cli",),
 }
 

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from tuner.errors import (
         BadCheckpoint,
         BadInput,
+        BadMetric,
         BadObjective,
         CheckpointNotSaved,
         ClusterUnavailable,
         Infeasible,
         Interrupted,
+        ProgramFailed,
         StoreUnavailable,
         StudyExists,
         StudyHeld,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     )
     from tuner.figures import plot
     from tuner.optimize import optimize, resume
+    from tuner.program import Program
+    from tuner.recipe import Recipe
     from tuner.resources import Resources
     from tuner.retry import Again, Retry
     from tuner.sharing import shared
@@ -50,12 +54,16 @@ __all__ = [
     "Again",
     "BadCheckpoint",
     "BadInput",
+    "BadMetric",
     "BadObjective",
     "Checkpoint",
     "CheckpointNotSaved",
     "ClusterUnavailable",
     "Infeasible",
     "Interrupted",
+    "Program",
+    "ProgramFailed",
+    "Recipe",
     "Resources",
     "Retry",
     "StoreUnavailable",
@@ -79,6 +87,8 @@ _HOMES = {
     "tuner.checkpoint": ("Checkpoint", "load_checkpoint"),
     "tuner.figures": ("plot",),
     "tuner.optimize": ("optimize", "resume"),
+    "tuner.program": ("Program",),
+    "tuner.recipe": ("Recipe",),
     "tuner.resources": ("Resources",),
     "tuner.retry": ("Again", "Retry"),
     "tuner.sharing": ("shared",),

@@ -9,6 +9,8 @@
     │   ├── StudyExists     a study of that name is there already
     │   └── StudyNotFound   no study of that name is in the database
     ├── CheckpointNotSaved  the file system took no checkpoint; those before it stay valid
+    ├── ProgramFailed       an external program failed; its exit code, its class, its last lines
+    ├── BadMetric           an external program gave no usable metric
     ├── Infeasible          the cluster can never hold what one trial asks for (exit 2)
     ├── StoreUnavailable    the database cannot be reached, or is not one of ours (exit 2)
     ├── ClusterUnavailable  the Ray cluster cannot be reached (exit 2)
@@ -26,11 +28,13 @@ from __future__ import annotations
 __all__ = [
     "BadCheckpoint",
     "BadInput",
+    "BadMetric",
     "BadObjective",
     "CheckpointNotSaved",
     "ClusterUnavailable",
     "Infeasible",
     "Interrupted",
+    "ProgramFailed",
     "StoreUnavailable",
     "StudyExists",
     "StudyHeld",
@@ -77,6 +81,30 @@ class CheckpointNotSaved(TunerError, OSError):
 
     A trial that ends with it is tried again, uncharged: the fault is not its own.
     """
+
+
+class ProgramFailed(TunerError):
+    """An external program ended with an exit code other than 0, or by a signal, or did not start.
+
+    A trial that ends with it is answered as ``reason`` says: ``exception`` for an exit code, which
+    ``Retry(retry_on=("ProgramFailed",))`` tries again; ``rank_lost`` for a signal, also one that a launcher
+    such as mpirun hands on as 128 + n; ``oom`` where the kernel had run out of memory.
+
+    Attributes:
+        code: its exit code, negative for a signal; None where it did not start.
+        reason: class of the failure.
+        tail: its last lines.
+    """
+
+    def __init__(self, text: str, *, reason: str, code: int | None = None, tail: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+        self.reason = reason
+        self.tail = tail
+
+
+class BadMetric(TunerError):
+    """An external program gave no metric, or one that is no number: the line is shown."""
 
 
 class Infeasible(TunerError):

@@ -4,7 +4,8 @@ An objective travels as (file, module name, name, digest) and is imported on the
 its module name, so that DataLoader's spawn, pickling of its classes and its relative helpers
 work as in a script. It travels by value (cloudpickle) only where there is no file to import:
 notebooks, lambdas and closures, and a script that would run its whole study again when it is
-imported, because it has no ``if __name__ == "__main__"`` guard.
+imported, because it has no ``if __name__ == "__main__"`` guard. One that a recipe makes travels, and is
+stored, as the recipe.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,8 @@ import cloudpickle
 
 from tuner import by_value
 from tuner.assignment import ObjectiveRef
-from tuner.errors import BadObjective
+from tuner.errors import BadInput, BadObjective
+from tuner.recipe import Recipe
 from tuner.shadow import OWN_PACKAGES, check_folder
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "member",
     "refer",
     "refuse_while_importing",
+    "space_of",
     "to_json",
 ]
 
@@ -62,17 +65,32 @@ def refuse_while_importing() -> None:
         raise BadObjective("an objective cannot start a study of its own: it runs on a worker")
 
 
-def refer(objective: Callable[..., Any] | str) -> ObjectiveRef:
-    """The reference of an objective: a callable, ``"FILE.py:NAME"`` or ``"package.module:NAME"``.
+def refer(objective: Callable[..., Any] | Recipe | str) -> ObjectiveRef:
+    """The reference of an objective: a callable, a recipe, ``"FILE.py:NAME"`` or ``"package.module:NAME"``.
 
     Raises:
         BadObjective: it is not there, cannot be imported, is not callable, or cannot be sent.
     """
     if isinstance(objective, str):
         return _from_text(objective)
+    if isinstance(objective, Recipe):
+        return _by_recipe(objective.factory, objective.arguments)
     if not callable(objective):
         raise BadObjective(f"the objective {objective!r} is not callable; give a function of the trial")
+    recipe = getattr(objective, "recipe", None)
+    if isinstance(recipe, Recipe):
+        return _by_recipe(recipe.factory, recipe.arguments)
     return _by_reference(objective) or _by_value(objective)
+
+
+def space_of(objective: Callable[..., Any] | Recipe | str, ref: ObjectiveRef) -> Mapping[str, Any] | None:
+    """The distributions that an objective brings with it, or None.
+
+    Args:
+        ref: its reference.
+    """
+    recipe = getattr(objective if callable(objective) else load(ref), "recipe", None)
+    return dict(recipe.space) if isinstance(recipe, Recipe) and recipe.space else None
 
 
 def load(ref: ObjectiveRef) -> Callable[..., Any]:
@@ -91,6 +109,8 @@ def load(ref: ObjectiveRef) -> Callable[..., Any]:
             raise BadObjective(f"the objective cannot be unpacked here: {_one_line(error)}") from error
     module = _import(ref.module, ref.file)
     found = _attribute(module, ref.name, ref.file or ref.module)
+    if ref.arguments:
+        found = _made(found, ref)
     if not callable(found):
         raise BadObjective(
             f"{ref.name!r} in {ref.file or ref.module} is {type(found).__name__}, not a function"
@@ -115,6 +135,9 @@ def member(text: str) -> Any:
 
 def describe(ref: ObjectiveRef) -> str:
     """The reference for a person, such as ``train.py:objective``."""
+    if ref.arguments:
+        given = ", ".join(f"{name}={value!r}" for name, value in json.loads(ref.arguments).items())
+        return f"{ref.module}:{ref.name}({given})"
     return f"{ref.file or ref.module}:{ref.name}" if ref.name else "an objective sent by value"
 
 
@@ -126,12 +149,17 @@ def to_json(ref: ObjectiveRef) -> str:
     """
     if ref.pickled:
         raise ValueError("an objective that is sent by value is not stored")
-    return json.dumps({"module": ref.module, "name": ref.name, "file": ref.file, "digest": ref.digest})
+    plain = {"module": ref.module, "name": ref.name, "file": ref.file, "digest": ref.digest}
+    if ref.arguments:
+        plain["arguments"] = json.loads(ref.arguments)
+    return json.dumps(plain)
 
 
 def from_json(text: str) -> ObjectiveRef:
     """The reference that :func:`to_json` wrote, with today's digest and imports of its file."""
     plain = json.loads(text)
+    if "arguments" in plain:
+        return _by_recipe(f"{plain['module']}:{plain['name']}", plain["arguments"])
     if plain["file"] and not Path(plain["file"]).exists():
         raise BadObjective(f"the objective's file {plain['file']} is gone; pass another with objective=...")
     return _reference(plain["module"], plain["name"], plain["file"])
@@ -172,6 +200,25 @@ def _reference(module: str, name: str, file: str) -> ObjectiveRef:
         sys_path=_sys_path(file),
         preload=imports(file),
     )
+
+
+def _by_recipe(factory: str, arguments: Mapping[str, Any]) -> ObjectiveRef:
+    """Made once here, so that what is wrong with it is known before anything is written."""
+    module, _, name = factory.partition(":")
+    text = json.dumps(dict(arguments), sort_keys=True)
+    digest = hashlib.sha256(f"{factory} {text}".encode()).hexdigest()
+    ref = ObjectiveRef(module=module, name=name, arguments=text, digest=digest, sys_path=_sys_path())
+    load(ref)
+    return ref
+
+
+def _made(factory: Any, ref: ObjectiveRef) -> Any:
+    try:
+        return factory(**json.loads(ref.arguments))
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadObjective(f"{ref.module}:{ref.name} makes no objective: {_one_line(error)}") from error
 
 
 def _digest(file: str) -> str:

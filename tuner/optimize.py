@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import logging
@@ -24,6 +25,7 @@ from tuner.dispatch.base import Executor
 from tuner.driver import Driver
 from tuner.errors import BadInput
 from tuner.job import Callback, Job
+from tuner.recipe import Recipe
 from tuner.resources import Resources, ResourcesSpec
 from tuner.retry import Retry
 from tuner.settings import Settings
@@ -35,7 +37,7 @@ __all__ = ["optimize", "resume"]
 
 log = logging.getLogger(__name__)
 
-Objective = Callable[[Any], Any]
+Objective = Callable[[Any], Any] | Recipe
 
 
 def optimize(
@@ -68,7 +70,8 @@ def optimize(
 
     Args:
         study: of :func:`tuner.create_study`, or a plain ``optuna.Study`` on SQLite or PostgreSQL.
-        objective: an Optuna objective, unchanged; or ``"FILE.py:NAME"``, ``"package.module:NAME"``.
+        objective: an Optuna objective, unchanged; or ``"FILE.py:NAME"``, ``"package.module:NAME"``, or a
+            :class:`tuner.Recipe`.
         n_trials: finished trials of the study as a whole, so that running a script again resumes
             it. None: until ``timeout`` or ``stop()``.
         timeout: seconds; then nothing new starts and running trials finish.
@@ -110,7 +113,8 @@ def optimize(
     objectives.refuse_while_importing()
     if n_jobs is not None and n_jobs != -1 and max_concurrent is None:
         max_concurrent = n_jobs
-    space = check_space(space)
+    reference = objectives.refer(objective)
+    space = check_space(space) or objectives.space_of(objective, reference)
     settings = Settings(
         n_trials=n_trials,
         timeout=timeout,
@@ -130,7 +134,7 @@ def optimize(
     )
     request = _Request(
         objective=objective,
-        reference=objectives.refer(objective),
+        reference=reference,
         settings=settings,
         space=space,
         callbacks=tuple(callbacks or ()),
@@ -206,6 +210,9 @@ def resume(
         if objective is not None
         else objectives.from_json(json.dumps(record.objective))
     )
+    own = objectives.space_of(objective, reference) if objective is not None and space is None else None
+    if own is not None:
+        settings = dataclasses.replace(settings, space=own, space_is_function=False)
     study = optuna.load_study(
         study_name=study_name,
         storage=database.optuna_storage(),

@@ -76,6 +76,23 @@ class Trial(optuna.trial.Trial):
         """This rank's device: the GPU that Ray assigned to it, else the CPU."""
         return device_of(self._assignment.resources.gpus)
 
+    @property
+    def folder(self) -> Path:
+        """A folder that every attempt of the trial finds again, made on the way: for checkpoints that
+        Tuner does not know of, such as an external program's. It goes when the trial has ended for good.
+
+        Raises:
+            BadInput: the study's checkpoints are not in a folder of this node.
+            CheckpointNotSaved: the file system refused.
+        """
+        root = self._root()
+        if "://" in root.removeprefix("file://"):
+            raise BadInput(f"trial.folder is a folder, but checkpoints={root!r}; give checkpoints=FOLDER")
+        path = Path(root.removeprefix("file://")) / "kept"
+        with checkpoint.saving(str(path)):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value; it costs the loop microseconds, and is durable soon after.
 

@@ -13,6 +13,7 @@ import click
 
 from tuner.cli import defaults
 from tuner.cli.completion import file_argument, study_argument
+from tuner.cli.external import command_options, target_of
 from tuner.cli.options import (
     checked_directions,
     json_option,
@@ -27,6 +28,7 @@ from tuner.errors import BadInput, StudyStopped, TunerError
 if TYPE_CHECKING:
     from storage.failures import FailureGroup
     from storage.views import StudyDetail
+    from tuner.recipe import Recipe
     from tuner.snapshot import Progress
 
 __all__ = ["resume", "run"]
@@ -34,6 +36,7 @@ __all__ = ["resume", "run"]
 
 @click.command(short_help="Tune an objective, or run one trial of it here.")
 @file_argument
+@command_options
 @click.option("--study", metavar="NAME", help="Name of the study; it is created.")
 @storage_option
 @setting(
@@ -65,7 +68,9 @@ __all__ = ["resume", "run"]
 )
 @json_option
 @click.pass_context
-def run(ctx: click.Context, /, target: str, study: str | None, storage: str | None, **given: Any) -> None:
+def run(
+    ctx: click.Context, /, target: str | None, study: str | None, storage: str | None, **given: Any
+) -> None:
     """Tune the objective NAME of FILE.py (default: objective), or of package.module:NAME.
 
     \b
@@ -82,14 +87,23 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
       tuner run train.py --params lr=0.1,width=64
       tuner run train.py --params @digits:best --ranks 2 --checkpoints final/
       tuner run train.py --params @digits:best,epochs=90
+
+    With --command it tunes a program in any language, which prints its metrics.
+
+    \b
+      tuner run --command './solver --lr {lr} --kind {kind}' --param 'lr=log(1e-5,1e-1)' \\
+                --param 'kind=sgd|adam' --metric loss --study solver --trials 50
+      tuner run --command 'mpirun -n 4 ./solver {steps}' --param 'steps=int(10,100)' \\
+                --metrics 'regex:time (\\S+) s' --cpus 4 --study mpi --trials 20
     """
-    _import_from_here(target)
+    objective = target_of(target, given)
+    _import_from_here(target or "")
     if given["params"]:
         from tuner.cli.single import run_one
 
         given = defaults.filled(ctx, defaults.spoken(ctx, given), only=("direction",))
         _refuse_with_params(study, given)
-        ctx.exit(run_one(target, storage, given))
+        ctx.exit(run_one(objective, storage, given))
     if given["final"] is not None:
         raise BadInput("--final belongs to one trial that is not stored; give --params too, or leave it out")
     given = defaults.filled(ctx, given)
@@ -99,11 +113,11 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
     settings = settings_of(given)
     if "n_trials" not in settings and "timeout" not in settings:
         raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
-    _check(target, settings)
+    _check(objective, settings)
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
 
-        ctx.exit(print_plan(target, study, storage, given, settings))
+        ctx.exit(print_plan(objective, study, storage, given, settings))
     from tuner import create_study, optimize, store
 
     file = store.sqlite_file(storage or store.default_url())
@@ -120,7 +134,7 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
     )
     with _driving(ctx, study, storage, given) as display:
         try:
-            optimize(created, target, progress=display, **settings)
+            optimize(created, objective, progress=display, **settings)
         except TunerError:
             if before is None:
                 _forget_unused(study, storage, file if is_new_file else None)
@@ -257,7 +271,7 @@ def _newest(failures: Sequence[FailureGroup]) -> str:
     return f"; {first.count} failed with {first.reason}: {first.message} (trial {first.newest})"
 
 
-def _check(target: str, settings: dict[str, Any]) -> None:
+def _check(target: str | Recipe, settings: dict[str, Any]) -> None:
     """Refuse a bad objective or setting before anything is written."""
     from tuner import objective
     from tuner.alerts import webhook

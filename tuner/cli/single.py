@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from storage.views import ParamRange, StudyDetail, TrialDetail
     from tuner.messages import Message, Question
     from tuner.outcome import Outcome
+    from tuner.recipe import Recipe
 
 __all__ = ["run_one"]
 
@@ -46,7 +47,7 @@ class _Recipe:
     final: bool = False
 
 
-def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
+def run_one(target: str | Recipe, storage: str | None, given: Mapping[str, Any]) -> int:
     """Run the objective once with the parameters given and print what it reports.
 
     Returns:

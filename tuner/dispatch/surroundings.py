@@ -10,12 +10,13 @@ from pathlib import Path
 from tuner import shared_folder
 from tuner.processes import MARK
 
-__all__ = ["SHELL_MARK", "environment", "loopback"]
+__all__ = ["CREDENTIALS", "SHELL_MARK", "environment", "loopback"]
 
 SHELL_MARK = "TUNER_SHELL"
 """In the environment of a shell's processes, beside the run's mark."""
 
-_CREDENTIALS = ("TUNER_STORAGE", "PGPASSWORD")  # of the database, which a rank does not need
+CREDENTIALS = ("TUNER_STORAGE", "PGPASSWORD")
+"""Variables of the database, which a rank does not need."""
 
 
 def loopback() -> str:
@@ -34,7 +35,7 @@ def environment(run: str, mark: str, cpus: float, hide_gpus: bool, shared: str) 
         shared: folder of the data that the node's ranks share.
     """
     threads = str(max(1, int(cpus)))
-    found = {name: value for name, value in os.environ.items() if name not in _CREDENTIALS}
+    found = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         found[name] = os.environ.get(f"TUNER_{name}", threads)
     found.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
