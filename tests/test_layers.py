@@ -52,7 +52,6 @@ DOORS = {
     "mpi4py": ("objectives.programs",),
     "pyspark": ("objectives.programs",),
     "tensorflow": ("objectives.programs",),
-    "rich": ("tuner.cli", "tuner.progress", "objectives"),
     "click": ("tuner.cli",),
 }
 
