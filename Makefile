@@ -1,4 +1,4 @@
-# make demo | test | test-gpu | lint | chaos | bench-store | bench-train | bench-dashboard: each installs
+# make demo | test | test-gpu | test-integrations | lint | chaos | bench-store | bench-train | bench-dashboard: each installs
 # what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint format chaos bench-store bench-train bench-dashboard install install-dev install-peers clean
+.PHONY: demo test test-gpu test-integrations lint format chaos bench-store bench-train bench-dashboard install install-dev install-peers clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -20,6 +20,10 @@ test: install-dev
 # What needs a GPU: nccl, real devices, their memory. Skipped with the reason where there is none.
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# What other systems show of a study, in Chromium: TensorBoard, and an MLflow server in a folder of its own.
+test-integrations: install-dev $(VENV)/.installed-mlflow
+	$(BIN)/python -m pytest -m integration $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -74,6 +78,12 @@ $(VENV)/.installed-peers: $(VENV)/.installed-dev
 	@command -v faketime >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq faketime >/dev/null; } || \
 		echo "no faketime: the test of clocks will be skipped"
+	@touch $@
+
+# MLflow's server wants packages of other versions than ours.
+$(VENV)/.installed-mlflow: $(VENV)/.installed-dev
+	test -x $(VENV)/mlflow/bin/python || $(PYTHON) -m venv $(VENV)/mlflow
+	$(VENV)/mlflow/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3,<4'
 	@touch $@
 
 clean:

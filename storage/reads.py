@@ -180,7 +180,7 @@ def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
         if uid and selects.have_ours(connection):
             ours = {
                 "superseded": selects.superseded(connection, uid, trial_id),
-                "metrics": selects.metrics(connection, uid, trial_id),
+                "metrics": selects.metrics_of(connection, uid, [trial_id]).get(trial_id, {}),
                 "attempt_rows": selects.attempt_rows(connection, uid, trial_id),
                 "checkpoint_parts": tuple(selects.checkpoint_parts(connection, uid, trial_id)),
                 "event_rows": tuple(selects.event_rows(connection, uid, trial_id, 200)),

@@ -49,6 +49,10 @@ DOORS = {
     "rich": ("tuner.cli", "tuner.notebook", "tuner.progress", "tuner.redraw", "objectives"),
     "IPython": ("tuner.notebook",),
     "click": ("tuner.cli",),
+    "mlflow": ("tuner.exporters.mlflow",),
+    "prometheus_client": ("tuner.metrics",),
+    "tensorboard": ("tuner.exporters.tensorboard",),
+    "wandb": ("tuner.exporters.wandb",),
 }
 
 

@@ -7,6 +7,7 @@ seed, trial number, parameter), so a resumed study repeats no draw and a rerun r
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from tuner.outcome import Outcome
 from tuner.seeds import derived_seed
 
 __all__ = ["DrivenStudy", "Space", "check_space", "joint_draw"]
+
+log = logging.getLogger(__name__)
 
 Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], object] | None
 """Distributions by name, or a function that suggests; evaluated in the driver."""
@@ -175,6 +178,15 @@ class DrivenStudy(optuna.Study):
         text = json.dumps(dict(detail), default=str)
         epoch = self.held.lease.epoch
         self.held.queue(AddEvent(study_uid=self.held.uid, epoch=epoch, kind=kind, detail=text, **fields))
+        if log.isEnabledFor(logging.INFO):
+            trial_id = fields.get("trial_id")
+            known = {
+                "event": kind,
+                "trial": None if trial_id is None else self.held.image.trial(trial_id).number,
+                "attempt": fields.get("attempt"),
+                "detail": detail,
+            }
+            log.info("%s %s", kind, text, extra=known)
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
         """Answer a member of ``trial.study`` in JSON form.

@@ -16,6 +16,7 @@ from tuner.retry import Retry
 
 __all__ = [
     "STATES",
+    "UNSTORED",
     "bytes_of",
     "checked_directions",
     "filter_options",
@@ -36,6 +37,9 @@ storage_option = click.option(
     help="Database.  [default: $TUNER_STORAGE, else that of tuner.toml, else sqlite:///tuner.db]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; times are UTC.")
+
+UNSTORED = ("alerts", "callbacks", "metrics_host", "metrics_port")
+"""Keywords of ``tuner.optimize`` that are no settings of the study."""
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 
@@ -72,6 +76,8 @@ _PLAIN = (
     "address",
     "executor",
     "isolation",
+    "metrics_host",
+    "metrics_port",
 )
 _UNITS = {
     "": 1,
@@ -172,6 +178,22 @@ _SETTINGS = (
         metavar="URL",
         help="Webhook for: finished, stopped, new best, trial failed.  [default: $TUNER_ALERTS]",
     ),
+    click.option(
+        "--export",
+        multiple=True,
+        metavar="NAME=OUTPUT",
+        help="Export while it runs, such as tensorboard=runs; see 'tuner export --help'.",
+    ),
+    click.option(
+        "--metrics-port", type=int, metavar="N", help="Serve Prometheus metrics there; 0: at a free port."
+    ),
+    click.option("--metrics-host", metavar="HOST", help="Address to serve them on.  [default: 127.0.0.1]"),
+    click.option(
+        "--log-format",
+        metavar="text|json",
+        default="text",
+        help="Of what goes to standard error; json: an object a line, with the study's events.",
+    ),
     setting("--progress/--no-progress", default=None, help="Live view.  [default: at a terminal]"),
 )
 
@@ -221,6 +243,10 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
         chosen["env"] = tuple(given["env"])
     if given.get("alerts"):
         chosen["alerts"] = tuple(given["alerts"])
+    if given.get("export"):
+        chosen["callbacks"] = [_live(text) for text in given["export"]]
+    if given.get("log_format") not in (None, "text", "json"):
+        raise BadInput(f"--log-format {given['log_format']!r}: choose text or json")
     resources = {name: given[name] for name in _RESOURCES if given.get(name) not in (None, ())}
     if "ranks" in resources:
         resources["ranks"] = _ranks(resources["ranks"])
@@ -236,6 +262,18 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
     if retry:
         chosen["retry"] = Retry(**{**before.get("retry", {}), **retry})
     return chosen
+
+
+def _live(text: str) -> Any:
+    """The callback of ``--export``.
+
+    Raises:
+        BadInput: no such exporter, or it cannot go there.
+    """
+    from tuner.exporters import live
+
+    name, _, output = text.partition("=")
+    return live(name.strip(), output.strip() or None)
 
 
 def _ranks(text: str) -> int | tuple[int, int]:
