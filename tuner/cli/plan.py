@@ -30,7 +30,7 @@ def print_plan(
     from tuner.settings import Settings
 
     plan = Settings(**{key: value for key, value in settings.items() if key != "alerts"})
-    directions = checked_directions(given["direction"])
+    directions = checked_directions(given["direction"], target)
     sampler, pruner = given["sampler"] or "tpe", given["pruner"] or "median"
     samplers.sampler(sampler, 0, len(directions))
     samplers.pruner(pruner)

@@ -55,7 +55,7 @@ def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
         raise BadInput(
             f"--params runs one rank in this process, not --ranks {wanted[-1].count}; leave it out"
         )
-    recipe = _recipe(given["params"], storage, given)
+    recipe = _recipe(target, storage, given)
     reference = objective.refer(target)
     channel = _Printed(kept=bool(given["checkpoints"]))
     with contextlib.ExitStack() as stack:
@@ -160,12 +160,13 @@ def _conclude(channel: _Printed, recipe: _Recipe) -> int:
     raise StudyStopped(f"the trial failed: {outcome.reason}: {outcome.message}{hint}")
 
 
-def _recipe(texts: tuple[str, ...], storage: str | None, given: Mapping[str, Any]) -> _Recipe:
+def _recipe(target: str, storage: str | None, given: Mapping[str, Any]) -> _Recipe:
+    texts: tuple[str, ...] = given["params"]
     stored = [text for text in texts if text.startswith("@")]
     if len(stored) > 1:
         raise BadInput(f"--params {stored[1]!r}: one @STUDY:TRIAL is enough")
     changes = params_of(text for text in texts if not text.startswith("@"))
-    directions = checked_directions(given["direction"])
+    directions = checked_directions(given["direction"], target)
     seed = given["seed"] or 0
     if not stored:
         return _Recipe(params=changes, directions=directions, number=0, seed=seed, study="")
