@@ -109,6 +109,13 @@ class HeldStudy:
         refreshed: when :meth:`refresh` was last through, on the monotonic clock.
         attributes_set: counts the attributes of the study that were set here.
         refused: what the database refused although nobody waited for it: trial id and why.
+
+    Example:
+        >>> optuna_storage = storage.SqlStorage("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="flushed", storage=optuna_storage)
+        >>> with optuna_storage.lease("flushed") as held:
+        ...     study.set_user_attr("note", "durable within half a second")
+        ...     done = held.flush()  # now
     """
 
     def __init__(
