@@ -1,4 +1,4 @@
-# make demo | test | test-gpu | lint | chaos | bench-store | bench-train | bench-dashboard: each installs
+# make demo | test | test-gpu | lint | docs | chaos | bench-store | bench-train | bench-dashboard: each installs
 # what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint format chaos bench-store bench-train bench-dashboard install install-dev install-peers clean
+.PHONY: demo test test-gpu lint format docs chaos bench-store bench-train bench-dashboard install install-dev install-peers install-docs clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -30,6 +30,10 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages of docs/, and a reference of every name and command: docs/build/index.html.
+docs: install-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/build
+
 # Most of an hour: every fault for real, on us and on peers, and long random histories; the table of
 # them at the end. CHAOS_SEED=7 makes other ones, CHAOS_KILLS=50 fewer random kills.
 chaos: install-peers
@@ -51,6 +55,7 @@ bench-train: install-peers
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 install-peers: $(VENV)/.installed-peers
+install-docs: $(VENV)/.installed-docs
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -76,5 +81,9 @@ $(VENV)/.installed-peers: $(VENV)/.installed-dev
 		echo "no faketime: the test of clocks will be skipped"
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/build *.egg-info
