@@ -245,7 +245,7 @@ def _ranks(text: str) -> int | tuple[int, int]:
     return (int(fewest), int(most)) if dash else int(fewest)
 
 
-def checked_directions(given: Sequence[str], target: str) -> tuple[str, ...]:
+def checked_directions(given: Sequence[str], target: str = "") -> tuple[str, ...]:
     """The values of ``--direction``; where none was given what the objective says, else ``minimize``.
 
     Raises:
@@ -254,8 +254,8 @@ def checked_directions(given: Sequence[str], target: str) -> tuple[str, ...]:
     for way in given:
         if way not in ("minimize", "maximize"):
             raise BadInput(f"--direction {way!r}: choose 'minimize' or 'maximize'")
-    if given:
-        return tuple(given)
+    if given or not target:
+        return tuple(given) or ("minimize",)
     from tuner import objective
 
     return (objective.direction_of(target, objective.refer(target)) or "minimize",)
