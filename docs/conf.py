@@ -41,7 +41,9 @@ def setup(app: Any) -> None:
     """The help of a command is text for a terminal: ``AWS_*`` in it is no markup."""
 
     def as_text(app: Any, context: Any, lines: list[str]) -> None:
-        lines[:] = [re.sub(r"\w*\*", lambda found: f"``{found[0]}``", line) for line in lines]
+        lines[:] = [
+            re.sub(r"_?\*", lambda found: "".join(f"\\{sign}" for sign in found[0]), line) for line in lines
+        ]
 
     for part in ("description", "options", "arguments"):
         app.connect(f"sphinx-click-process-{part}", as_text)
