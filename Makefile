@@ -1,5 +1,5 @@
-# make demo | test | test-gpu | lint | docs | chaos | bench-store | bench-train | bench-dashboard: each installs
-# what is missing, and nothing again the second time.
+# make demo | test | test-gpu | test-integrations | lint | docs | chaos | bench-store | bench-train |
+# bench-dashboard: each installs what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint format docs chaos bench-store bench-train bench-dashboard install install-dev install-peers install-docs clean
+.PHONY: demo test test-gpu test-integrations lint format docs chaos bench-store bench-train bench-dashboard install install-dev install-docs install-frameworks install-peers clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -20,6 +20,10 @@ test: install-dev
 # What needs a GPU: nccl, real devices, their memory. Skipped with the reason where there is none.
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# Objectives of users of other frameworks, with their callbacks of Optuna; some minutes to install them.
+test-integrations: install-frameworks
+	$(BIN)/python -m pytest -m integration $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -54,6 +58,7 @@ bench-train: install-peers
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-frameworks: $(VENV)/.installed-frameworks
 install-peers: $(VENV)/.installed-peers
 install-docs: $(VENV)/.installed-docs
 
@@ -71,6 +76,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
 		echo "no Chromium: the browser tests will be skipped"
+	@touch $@
+
+$(VENV)/.installed-frameworks: $(VENV)/.installed-dev
+	$(INSTALL) --editable '.[frameworks]'
 	@touch $@
 
 # The test of clocks needs faketime, which is Debian's package where we may install it.

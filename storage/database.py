@@ -187,6 +187,17 @@ class Database:
             return False
         return True
 
+    def refusal(self) -> str:
+        """Why a driver here could not write to the database, or "". Nothing is changed."""
+        try:
+            with self.errors(), self.engine.connect().execution_options(tuner_write=True) as connection:
+                if sa.inspect(connection).has_table("studies"):
+                    connection.execute(sa.text("UPDATE studies SET study_name = study_name WHERE 1 = 0"))
+                connection.rollback()
+        except Unavailable as error:
+            return str(error)
+        return ""
+
     def optuna_storage(self) -> optuna.storages.RDBStorage:
         """Optuna's own storage on this database, for studies that no driver of ours holds."""
         arguments: dict[str, Any] = {"pool_pre_ping": True}

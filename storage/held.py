@@ -227,8 +227,21 @@ class HeldStudy:
         self._checkpoints[trial_id] = []
         self._first_attributes[trial_id] = attributes
 
+    def drawn(self, trial_id: int) -> str | None:
+        """A trial has its draw: what the sampler noted on it stays with it, whatever becomes of its attempts.
+
+        Returns:
+            Its attributes, if they are no longer those of the claim, for :class:`StartAttempt`.
+        """
+        with self.lock:
+            attributes = attributes_json(self.image.trial(trial_id))
+        if attributes == self.first_attributes(trial_id):
+            return None
+        self._first_attributes[trial_id] = attributes
+        return attributes
+
     def first_attributes(self, trial_id: int) -> str:
-        """The trial's attributes when it was first claimed: JSON."""
+        """The trial's attributes before its first attempt said anything: JSON."""
         if trial_id not in self._first_attributes:
             found = [one.attributes for one in self.attempts(trial_id) if one.attributes is not None]
             self._first_attributes[trial_id] = found[0] if found else attributes_json(None)

@@ -36,8 +36,10 @@ class RankTrial(FixedTrial):
         prune_at: int | None = None,
         start: tuple[int, Shard | tuple[Shard, ...]] | None = None,
         seed: int = 7,
+        final: bool = False,
     ) -> None:
         super().__init__(params)
+        self.final = final
         self.rank = self.local_rank = rank
         self.world_size = world_size
         self.device = torch.device("cpu")

@@ -217,7 +217,10 @@ BAD_USE = {
     "params typo": (["run", "cli_objectives.py", "--params", "x"], "NAME=VALUE"),
     "params missing": (["run", "cli_objectives.py", "--params", "y=1"], "asks for 'x' (FloatDistribution"),
     "params twice": (["run", "cli_objectives.py", "--params", "x=1,x=2"], "'x' is given twice"),
-    "params ranks": (["run", "cli_objectives.py", "--params", "x=1", "--ranks", "2"], "--ranks 2"),
+    "params ranks": (
+        ["run", "cli_objectives.py", "--params", "x=1", "--ranks", "2", "--executor", "inline"],
+        "runs one rank, resources ask for 2",
+    ),
     "params study": (["run", "cli_objectives.py", "--params", "x=1", "--study", "n"], "leave --study out"),
     "params of none": (["run", "cli_objectives.py", "--params", "@objective:77"], "no trial 77"),
     "params of front": (["run", "cli_objectives.py", "--params", "@two:best"], "@STUDY:NUMBER"),

@@ -47,7 +47,8 @@ DOORS = {
     "torch": (*RANK, "tuner.worker", "tuner.dispatch.zygote", "tuner.torch", "tuner.lightning", "objectives"),
     "pytorch_lightning": ("tuner.lightning",),
     "lightning": ("tuner.lightning",),
-    "rich": ("tuner.cli", "tuner.progress", "tuner.redraw", "objectives"),
+    "rich": ("tuner.cli", "tuner.notebook", "tuner.progress", "tuner.redraw", "objectives"),
+    "IPython": ("tuner.notebook",),
     "click": ("tuner.cli",),
 }
 

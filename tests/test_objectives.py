@@ -208,6 +208,18 @@ def test_the_split_does_not_follow_the_seed() -> None:
     assert torch.equal(digits.load_data.__wrapped__("test").images, before)
 
 
+def test_a_final_training_takes_the_validation_images_and_selects_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (train, judge), (usual, _) = digits.data_of(True), digits.data_of(False)
+    assert (len(train), len(usual)) == (1437, 1077)
+    assert judge is digits.load_data("test")
+    monkeypatch.setattr(digits, "EPOCHS", 3)
+    trial = RankTrial(ADAM, tmp_path, final=True)
+    accuracy = digits.objective(trial)
+    assert accuracy == trial.reports[3] == digits.evaluate_test(trial.last_state())
+
+
 def test_a_good_configuration_reaches_97_percent(tmp_path: Path) -> None:
     trial = RankTrial(ADAM, tmp_path)
     accuracy = digits.objective(trial)

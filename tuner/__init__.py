@@ -12,6 +12,7 @@ The public names below are all there is; each is imported when it is first used,
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from tuner.shadow import check_path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tuner import compat as compat
     from tuner import lightning as lightning
     from tuner import torch as torch
-    from tuner.checkpoint import Checkpoint
+    from tuner.checkpoint import Checkpoint, load_checkpoint
     from tuner.errors import (
         BadCheckpoint,
         BadInput,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         StudyStopped,
         TunerError,
     )
+    from tuner.figures import plot
     from tuner.optimize import optimize, resume
     from tuner.resources import Resources
     from tuner.retry import Again, Retry
@@ -66,14 +68,17 @@ __all__ = [
     "TunerError",
     "best_checkpoint",
     "create_study",
+    "load_checkpoint",
     "load_study",
     "optimize",
+    "plot",
     "resume",
     "shared",
 ]
 
 _HOMES = {
-    "tuner.checkpoint": ("Checkpoint",),
+    "tuner.checkpoint": ("Checkpoint", "load_checkpoint"),
+    "tuner.figures": ("plot",),
     "tuner.optimize": ("optimize", "resume"),
     "tuner.resources": ("Resources",),
     "tuner.retry": ("Again", "Retry"),
@@ -88,6 +93,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 check_path()  # storage, objectives and dashboard are common names
+if "IPython" in sys.modules:
+    from tuner import notebook
+
+    notebook.register()
 
 
 def __getattr__(name: str) -> Any:

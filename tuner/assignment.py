@@ -72,13 +72,15 @@ class Assignment:
         params: parameters that are already fixed (of an earlier attempt).
         fixed: parameters of an enqueued trial: name to plain value.
         relative: the sampler's joint draw, made before dispatch.
-        user_attrs, constraints, reports: what earlier attempts left, up to the checkpoint.
+        user_attrs, system_attrs, reports: what earlier attempts left, up to the checkpoint; constraints are
+            system attributes, and what the sampler noted is among them.
         checkpoints: fsspec URI or folder of this trial; attempts are folders below it.
         env: environment variables for the ranks, values included; never stored.
         folder: the driver's working folder, what is in it is in the rank's too where the node has it.
         can_prune: False where the pruner can never say True, so ``should_prune`` need not ask.
         strict: a fixed parameter that its distribution does not hold is an error, not a warning.
         alone: nothing else of ours runs on its node meanwhile.
+        final: the training of a winner, for ``trial.final``.
         keep: a process that ended well is kept for the next trial: ``isolation="shared"``.
         resources: what it was given; the one it would rather have until it has its place.
         alternatives: what it may be given, in order of preference; none: ``resources`` only.
@@ -99,7 +101,7 @@ class Assignment:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     relative: Mapping[str, Draw] = field(default_factory=dict)
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
-    constraints: Mapping[str, float] = field(default_factory=dict)
+    system_attrs: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[int, float] = field(default_factory=dict)
     checkpoints: str = ""
     resume: Resume | None = None
@@ -110,3 +112,4 @@ class Assignment:
     alone: bool = False
     keep: bool = False
     strict: bool = False
+    final: bool = False

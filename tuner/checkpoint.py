@@ -30,6 +30,7 @@ __all__ = [
     "finish_folder",
     "folder_shard",
     "load",
+    "load_checkpoint",
     "make_folders",
     "read_text",
     "save",
@@ -156,6 +157,32 @@ def load(shard: Shard) -> Any:
     except OSError as error:
         text = f"the checkpoint {shard.path} cannot be read: {error.strerror or error}"
         raise BadCheckpoint(text) from None
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """The state in a file of ``tuner best --checkpoint`` or ``tuner run --params ... --checkpoints``.
+
+    Args:
+        path: such as ``final/rank-0.pt``, or an fsspec URI.
+
+    Returns:
+        The mapping that a rank saved, tensors on the CPU, or the ``Path`` of a checkpoint folder. No code
+        in it is ever run.
+
+    Raises:
+        BadCheckpoint: it is not there, or no checkpoint.
+
+    Example:
+        >>> state = load_checkpoint("final/rank-0.pt")  # doctest: +SKIP
+    """
+    name = os.fspath(path)
+    if not _is_remote(name) and os.path.isdir(name):
+        return Path(name)
+    try:
+        with _open(name) as file:
+            return decode_state(_read(file, name))
+    except OSError as error:
+        raise BadCheckpoint(f"the checkpoint {name} cannot be read: {error.strerror or error}") from None
 
 
 def copy(shard: Shard, target: Path) -> None:

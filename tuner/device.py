@@ -12,6 +12,7 @@ this: it is called with each physical id, and returns what is wrong, or "".
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from tuner import objective as objectives
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Cuda", "Fault", "Look", "device_of", "look_of", "probe", "within"]
+__all__ = ["Cuda", "Fault", "Look", "device_of", "look_of", "most_reserved", "probe", "within"]
 
 FREE = 0.9
 """Part of a device's memory that is free before a rank has it for itself."""
@@ -86,6 +87,16 @@ def device_of(gpus: float | None) -> torch.device:
     import torch
 
     return torch.device("cuda", 0) if gpus and torch.cuda.is_available() else torch.device("cpu")
+
+
+def most_reserved() -> int:
+    """Bytes of GPU memory that PyTorch has reserved in this process at most; 0 where it has none."""
+    if "torch" not in sys.modules:
+        return 0
+    import torch
+
+    # of a device that nothing has used it is 0, and asking does not start CUDA
+    return sum(torch.cuda.max_memory_reserved(index) for index in range(torch.cuda.device_count()))
 
 
 def look_of(devices: Sequence[str]) -> Look | None:

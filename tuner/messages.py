@@ -24,6 +24,7 @@ __all__ = [
     "Envelope",
     "Finished",
     "Log",
+    "Measured",
     "Message",
     "Output",
     "Param",
@@ -34,6 +35,7 @@ __all__ = [
     "Sample",
     "Saved",
     "Started",
+    "SystemAttr",
     "Unanswered",
     "UserAttr",
     "decode",
@@ -79,6 +81,25 @@ class Output(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured(Message):
+    """What a rehearsal has found on one rank so far; see :mod:`tuner.rehearsal`.
+
+    Attributes:
+        seconds: since the attempt began there, the objective's import included.
+        reports: the seconds at which it reported.
+        memory: most bytes held at once, as ``Resources.memory`` counts them.
+        resident: most bytes of its process resident at once, pages that others share included.
+        gpu: most bytes of GPU memory that PyTorch reserved at once.
+    """
+
+    seconds: float
+    reports: list[float]
+    memory: int
+    resident: int
+    gpu: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class UserAttr(Message):
     """A user attribute; ``value`` is what ``json.dumps`` accepts."""
 
@@ -92,6 +113,14 @@ class Constraint(Message):
 
     key: str
     value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemAttr(Message):
+    """What a library of Optuna's noted on its trial: an artifact's link, the id of an MLflow run."""
+
+    key: str
+    value: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +259,9 @@ _TYPES: dict[str, type[Message]] = {
         Report,
         Log,
         Output,
+        Measured,
         UserAttr,
+        SystemAttr,
         Constraint,
         Sample,
         Ask,

@@ -28,6 +28,7 @@ from typing import Any
 import cloudpickle
 from optuna.distributions import BaseDistribution
 
+from tuner import by_value
 from tuner.assignment import ObjectiveRef
 from tuner.errors import BadObjective
 from tuner.shadow import OWN_PACKAGES, check_folder
@@ -310,17 +311,8 @@ def _has_guard(file: Path) -> bool:
 
 
 def _by_value(objective: Callable[..., Any]) -> ObjectiveRef:
-    try:
-        pickled = cloudpickle.dumps(objective)
-    except Exception as error:
-        raise BadObjective(
-            f"the objective {objective!r} cannot be sent to a worker ({error}); "
-            "move it to the top of a file, and open files, locks and connections inside it"
-        ) from error
-    with contextlib.suppress(OSError, TypeError):
-        digest = hashlib.sha256(inspect.getsource(inspect.unwrap(objective)).encode()).hexdigest()
-        return ObjectiveRef(pickled=pickled, digest=digest, sys_path=_sys_path())
-    return ObjectiveRef(pickled=pickled, digest="", sys_path=_sys_path())
+    pickled = by_value.dumps(objective)
+    return ObjectiveRef(pickled=pickled, digest=by_value.digest(objective), sys_path=_sys_path())
 
 
 def _attribute(module: ModuleType, name: str, where: str) -> Any:

@@ -15,10 +15,10 @@ from typing import Any
 
 import optuna
 
-from storage import Database, HeldStudy, Lease, StudyRecord, studies
+from storage import Database, HeldStudy, Lease, StudyRecord, reads, studies
 from storage.writes import SetStudyRow
+from tuner import notebook, provenance, samplers, store
 from tuner import objective as objectives
-from tuner import provenance, samplers, store
 from tuner.alerts import Alerts, Webhook, webhook
 from tuner.assignment import ObjectiveRef
 from tuner.dispatch.base import Executor
@@ -95,7 +95,8 @@ def optimize(
         isolation: ``"attempt"``: a fresh process for each. ``"shared"``: one that ended well is kept for
             the next trial, and put back to what it was; see :mod:`tuner.slate`.
         env: names or patterns of environment variables that workers get; values are never stored.
-        progress: True, False, a display of your own, or None: on when the output is a terminal.
+        progress: True, False, a display of your own, or None: on when the output is a terminal or a
+            notebook.
         alerts: addresses of webhooks, which are not stored; see :mod:`tuner.alerts`.
 
     Raises:
@@ -150,7 +151,7 @@ def optimize(
         record = studies.register(
             database,
             study.study_name,
-            seed=new_seed(),
+            seed=new_seed(study.sampler),
             sampler=samplers.text_of(study.sampler),
             pruner=samplers.text_of(study.pruner),
         )
@@ -207,7 +208,9 @@ def resume(
     settings = Settings.from_mapping({**record.settings, **_checked(changes)})
     if objective is None and record.objective is None:
         raise BadInput(
-            f"the objective of study {study_name!r} was sent by value and is not stored; pass objective=..."
+            f"the objective of study {study_name!r} came from a notebook, a lambda or a closure, and is not "
+            "stored: define it again (run its cell) and pass objective=..., or write it to a file and run "
+            f"'tuner resume {study_name} --objective FILE.py:NAME'"
         )
     for given, kept, kind in ((sampler, record.sampler, "sampler"), (pruner, record.pruner, "pruner")):
         if given is None and kept is None:
@@ -293,6 +296,7 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
         held = None
         try:
             held = HeldStudy(lease, record, patience=0.0)
+            samplers.settle(study.pruner, record.pruner)
             driven = DrivenStudy(held, study.sampler, study.pruner)
             _keep(driven, record, request)
             job = Job(
@@ -301,7 +305,7 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
                 settings=settings,
                 space=request.space,
                 environment=environment(settings.env),
-                checkpoints=store.checkpoint_root(database, settings.checkpoints),
+                checkpoints=store.checkpoint_root(database.text, settings.checkpoints),
                 provenance=provenance.collect(request.reference, sys.argv, driven.seed),
                 callbacks=request.callbacks,
                 alerts=Alerts(request.webhooks, record.name),
@@ -325,7 +329,7 @@ def _keep(driven: DrivenStudy, record: StudyRecord, request: _Request) -> None:
     """
     reference = request.reference
     kept = None if reference.pickled else objectives.to_json(reference)
-    before = (record.objective or {}).get("digest")
+    before = _digest_before(driven, record)
     if before and reference.digest and before != reference.digest:
         driven.event("objective_changed", {"was": before, "is": reference.digest})
         log.warning("the objective of study %r has changed since it last ran", record.name)
@@ -336,6 +340,14 @@ def _keep(driven: DrivenStudy, record: StudyRecord, request: _Request) -> None:
         "pruner": samplers.text_of(driven.pruner),
     }
     driven.held.queue(SetStudyRow(study_uid=record.uid, columns=columns))
+
+
+def _digest_before(driven: DrivenStudy, record: StudyRecord) -> str | None:
+    """Digest of the objective that last ran; of one that was sent by value its newest attempt has it."""
+    if record.objective is not None or not record.settings:
+        return (record.objective or {}).get("digest")
+    found = reads.study(driven.held.lease.database.engine, record.name)
+    return str(found.provenance.get("objective_digest") or "") if found is not None else None
 
 
 def make_executor(settings: Settings, objective: Objective | str | None = None) -> Executor:
@@ -354,12 +366,14 @@ def make_executor(settings: Settings, objective: Objective | str | None = None) 
 
 
 def make_progress(given: bool | Progress | None) -> Progress | None:
-    """The display: on for None when the output is a terminal."""
+    """The display: on for None when the output is a terminal or a notebook."""
     if given is None:
-        given = sys.stderr.isatty()
+        given = sys.stderr.isatty() or notebook.is_here()
     if isinstance(given, bool):
         if not given:
             return None
+        if notebook.is_here():
+            return notebook.NotebookProgress()
         from tuner.progress import TerminalProgress
 
         return TerminalProgress()

@@ -11,7 +11,7 @@ import storage
 from tuner import config
 from tuner.errors import BadInput, StoreUnavailable, StudyHeld, StudyNotFound
 
-__all__ = ["checkpoint_root", "default_url", "errors", "open_database"]
+__all__ = ["checkpoint_root", "default_url", "errors", "open_database", "sqlite_file"]
 
 
 def default_url() -> str:
@@ -49,11 +49,28 @@ def open_database(url: str | None = None, *, create: bool = False) -> storage.Da
         return storage.Database(url or default_url(), create=create)
 
 
-def checkpoint_root(database: storage.Database, given: str | None) -> str:
-    """Where a study's checkpoints go: what was given, else a folder beside a SQLite file."""
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite database; None for another one.
+
+    Raises:
+        StoreUnavailable: it is no URL of a database that Tuner can use.
+    """
+    from storage.database import normalise_url  # heavy, for what completes names in a shell
+
+    with errors():
+        found = normalise_url(url)
+    return Path(str(found.database)).absolute() if found.get_backend_name() == "sqlite" else None
+
+
+def checkpoint_root(url: str, given: str | None) -> str:
+    """Where a study's checkpoints go: what was given, else a folder beside a SQLite file.
+
+    Args:
+        url: of the study's database, which need not be there yet.
+    """
     if given is not None:
         return given if "://" in given else str(Path(given).absolute())
-    if database.is_sqlite:
-        file = Path(str(database.url.database)).absolute()
+    file = sqlite_file(url)
+    if file is not None:
         return str(file.with_name(f"{file.stem}-checkpoints"))
     return str(Path("tuner-checkpoints").absolute())

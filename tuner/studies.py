@@ -42,8 +42,8 @@ def create_study(
         sampler, pruner: a name (``"tpe"``, ``"hyperband"``), a call as text
             (``"tpe(n_startup_trials=20)"``), or Optuna's own object. What is given as text is kept
             in the database for :func:`tuner.resume`.
-        seed: of the study; default: drawn once and kept. Each trial's draws and its own
-            ``trial.seed`` follow from it and the trial's number.
+        seed: of the study; default: drawn once and kept, or from the seed of a sampler object. Each
+            trial's draws and its own ``trial.seed`` follow from it and the trial's number.
         load_if_exists: return the study of that name instead of raising; its directions must agree.
 
     Returns:
@@ -74,7 +74,7 @@ def create_study(
     database = store.open_database(storage, create=True)
     with store.errors():
         record = studies.create(
-            database, study_name, wanted, seed=new_seed() if seed is None else seed, **texts
+            database, study_name, wanted, seed=new_seed(sampler) if seed is None else seed, **texts
         )
         if record is None and not load_if_exists:
             raise StudyExists(
@@ -163,9 +163,10 @@ def database_of(study: optuna.Study) -> Database:
     return store.open_database(url, create=True)
 
 
-def new_seed() -> int:
-    """A seed that is drawn once and kept in the store."""
-    return secrets.randbelow(2**31)
+def new_seed(sampler: SamplerSpec) -> int:
+    """A seed that is drawn once and kept in the store; of an object of Optuna's, from its own seed."""
+    found = samplers.seed_of(sampler) if isinstance(sampler, optuna.samplers.BaseSampler) else None
+    return secrets.randbelow(2**31) if found is None else found
 
 
 def unknown(database: Database, name: str) -> StudyNotFound:

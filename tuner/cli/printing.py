@@ -12,7 +12,17 @@ from typing import Any
 
 import click
 
-__all__ = ["ago", "as_plain", "moment", "print_fields", "print_json", "print_table", "values_text"]
+__all__ = [
+    "ago",
+    "as_plain",
+    "moment",
+    "print_fields",
+    "print_json",
+    "print_table",
+    "seconds_text",
+    "size_text",
+    "values_text",
+]
 
 
 def as_plain(value: Any) -> Any:
@@ -91,3 +101,34 @@ def ago(stored: dt.datetime | None) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} ago"
     return f"{max(0.0, seconds):.0f} s ago"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration for people, such as ``0.25 s``, ``2 min 5 s``, ``3 h 20 min``, ``4 d 2 h``.
+
+    Example:
+        >>> seconds_text(12000)
+        '3 h 20 min'
+    """
+    if seconds < 99.5:
+        return f"{seconds:.2g} s"
+    parts: list[str] = []
+    left = round(seconds)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count} {unit}" if count else "")
+    return " ".join(part for part in parts[:2] if part)
+
+
+def size_text(count: float) -> str:
+    """Bytes for people.
+
+    Example:
+        >>> size_text(3 * 2**29), size_text(5_000)
+        ('1.5 GiB', '4.9 KiB')
+    """
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

@@ -51,9 +51,18 @@ __all__ = ["resume", "run"]
     "--params",
     multiple=True,
     metavar="NAME=VALUE,...|@STUDY:best",
-    help="Run one trial here with these; nothing is stored.",
+    help="Run one trial with these; nothing is stored.",
 )
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would run, write nothing.")
+@click.option(
+    "--final/--no-final",
+    default=None,
+    help="Whether trial.final tells it to train on all data.  [default: with @STUDY:best]",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check everything, run one trial to its first reports, predict time and memory; write nothing.",
+)
 @json_option
 @click.pass_context
 def run(ctx: click.Context, /, target: str, study: str | None, storage: str | None, **given: Any) -> None:
@@ -65,12 +74,14 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
       tuner run train.py:fit --study big --trials 200 --ranks 2 --gpus 1 --pruner hyperband
       tuner run train.py --study digits --trials 100 --dry-run
 
-    With --params it runs one trial in this process and stores nothing: for debugging, and for a
-    final training. @STUDY:best takes the best trial's parameters, @STUDY:17 those of trial 17.
+    With --params it runs one trial and stores nothing: for debugging, in this process, or on Ray
+    where it has several --ranks or an --address; and for a final training. @STUDY:17 takes the
+    parameters of trial 17, @STUDY:best those of the best one, with trial.final True.
 
     \b
       tuner run train.py --params lr=0.1,width=64
-      tuner run train.py --params @digits:best --checkpoints final/
+      tuner run train.py --params @digits:best --ranks 2 --checkpoints final/
+      tuner run train.py --params @digits:best,epochs=90
     """
     _import_from_here(target)
     if given["params"]:
@@ -79,6 +90,8 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
         given = defaults.filled(ctx, defaults.spoken(ctx, given), only=("direction",))
         _refuse_with_params(study, given)
         ctx.exit(run_one(target, storage, given))
+    if given["final"] is not None:
+        raise BadInput("--final belongs to one trial that is not stored; give --params too, or leave it out")
     given = defaults.filled(ctx, given)
     defaults.check(ctx, given)
     if study is None:
@@ -90,11 +103,10 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
 
-        print_plan(target, study, storage, given, settings)
-        return
-    from tuner import create_study, optimize
+        ctx.exit(print_plan(target, study, storage, given, settings))
+    from tuner import create_study, optimize, store
 
-    file = _sqlite_file(storage)
+    file = store.sqlite_file(storage or store.default_url())
     is_new_file = file is not None and not file.exists()
     before = existing(study, storage, given["load_if_exists"])
     created = create_study(
@@ -284,23 +296,14 @@ def _forget_unused(name: str, storage: str | None, file: Path | None) -> None:
             Path(f"{file}{ending}").unlink(missing_ok=True)
 
 
-def _sqlite_file(storage: str | None) -> Path | None:
-    from storage.database import normalise_url
-    from tuner import store
-
-    with store.errors():
-        url = normalise_url(storage or store.default_url())
-    return Path(str(url.database)).absolute() if url.get_backend_name() == "sqlite" else None
-
-
 def _refuse_with_params(study: str | None, given: dict[str, Any]) -> None:
     wrong = {
         "--study": study,
         "--trials": given["trials"],
         "--max-concurrent": given["max_concurrent"],
-        "--address": given["address"],
         "--dry-run": given["dry_run"],
+        "--json": given["as_json"],
     }
     for option, value in wrong.items():
         if value:
-            raise BadInput(f"--params runs one trial in this process and stores nothing; leave {option} out")
+            raise BadInput(f"--params runs one trial and stores nothing; leave {option} out")

@@ -1,12 +1,19 @@
-"""``tuner run --params``: one trial in this process; breakpoints work, and nothing is stored."""
+"""``tuner run --params``: one trial, and nothing stored: for debugging, and for a final training.
+
+With one rank it runs in this process, where breakpoints work; with several, on Ray.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime as dt
+import difflib
 import json
 import os
+import re
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +24,11 @@ from tuner.cli.options import checked_directions, params_of, settings_of
 from tuner.errors import BadInput, StudyNotFound, StudyStopped
 
 if TYPE_CHECKING:
-    from tuner.messages import Message
+    from optuna.distributions import BaseDistribution
+
+    from storage import Database
+    from storage.views import ParamRange, StudyDetail, TrialDetail
+    from tuner.messages import Message, Question
     from tuner.outcome import Outcome
 
 __all__ = ["run_one"]
@@ -29,9 +40,10 @@ class _Recipe:
 
     params: Mapping[str, Any]
     directions: tuple[str, ...]
-    number: int
+    number: int = 0
     seed: int
-    study: str
+    study: str = "params"
+    final: bool = False
 
 
 def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
@@ -41,27 +53,40 @@ def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
         The exit code: 0 when it returned a value or pruned itself, 1 when it failed.
 
     Raises:
-        BadInput: a parameter that the objective asks for is not given.
+        BadInput: a parameter that the objective asks for is not given, or cannot be what is given.
+        Infeasible, ClusterUnavailable: there is no place for its ranks.
     """
-    from tuner import objective, worker
+    from tuner import objective
     from tuner.assignment import Assignment
-    from tuner.channel import Place
-    from tuner.dispatch.inline import first_that_fits
-    from tuner.resources import Resources, alternatives
+    from tuner.optimize import environment, make_executor
+    from tuner.resources import alternatives
     from tuner.seeds import trial_seed
+    from tuner.settings import Settings
+    from tuner.solo import Solo
 
-    wanted = alternatives(settings_of(given).get("resources", Resources()))
-    if wanted[-1].count > 1:
-        raise BadInput(
-            f"--params runs one rank in this process, not --ranks {wanted[-1].count}; leave it out"
-        )
-    recipe = _recipe(target, storage, given)
+    settings = Settings(**{key: value for key, value in settings_of(given).items() if key != "alerts"})
+    wanted = alternatives(settings.resources)
+    here = wanted[-1].count == 1 and given["executor"] != "ray" and not given["address"]
+    if here:
+        settings = dataclasses.replace(settings, executor="inline")
     reference = objective.refer(target)
-    channel = _Printed(kept=bool(given["checkpoints"]))
+    recipe = _recipe(target, storage, given, reference.digest)
+    listener = _Printed(kept=bool(given["checkpoints"]))
+    solo = Solo(make_executor(settings), listener, grace=0.0 if here else 10.0)
     with contextlib.ExitStack() as stack:
         folder = given["checkpoints"] or stack.enter_context(tempfile.TemporaryDirectory(prefix="tuner-"))
+        folder = folder if "://" in folder else os.path.abspath(folder)
+        run = uuid.uuid4().hex[:16]
+        stack.enter_context(solo)
+        solo.open(run, wanted)
+        if wrong := solo.probe(folder):
+            where = "; ".join(f"{host}: {why}" for host, why in sorted(wrong.items()))
+            raise BadInput(
+                f"checkpoints in {folder} cannot be used on every node ({where}); "
+                "name a folder or URI that all nodes share with --checkpoints"
+            )
         assignment = Assignment(
-            run="",
+            run=run,
             epoch=0,
             study=recipe.study,
             directions=recipe.directions,
@@ -70,32 +95,36 @@ def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
             seed=trial_seed(recipe.seed, recipe.number),
             started=dt.datetime.now().isoformat(),
             objective=reference,
-            resources=first_that_fits(wanted),
+            resources=wanted[0],
+            alternatives=wanted,
             fixed=recipe.params,
-            checkpoints=folder if "://" in folder else os.path.abspath(folder),
+            checkpoints=folder,
+            env=environment(settings.env),
+            folder=os.getcwd(),
             can_prune=False,
             strict=True,
+            final=recipe.final,
         )
-        worker.run(assignment, Place(), channel)
-    return _conclude(channel, recipe)
+        outcome = solo.run(assignment)
+    return _conclude(outcome, listener, recipe)
 
 
 @dataclass
 class _Printed:
-    """The channel of a rank that nobody drives: it prints. ``kept``: checkpoints stay."""
+    """Prints what the ranks say; nobody drives them. ``kept``: checkpoints stay."""
 
     kept: bool
-    outcome: Outcome | None = None
     used: set[str] = field(default_factory=set)
-    missing: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
 
-    def send(self, message: Message) -> None:
-        from tuner.messages import Constraint, Finished, Log, Param, Report, UserAttr
+    def hear(self, rank: int, message: Message) -> None:
+        from tuner.messages import Constraint, Log, Param, Report, Started, UserAttr
         from tuner.progress import number_text
 
         match message:
-            case Finished(outcome=outcome):
-                self.outcome = outcome
+            case Started(ranks=ranks) if len(ranks) > 1:
+                hosts = ", ".join(dict.fromkeys(one.host for one in ranks))
+                click.echo(f"{len(ranks)} ranks on {hosts}", err=True)
             case Param(name=name):
                 self.used.add(name)
             case Report(step=step, value=value):
@@ -108,42 +137,38 @@ class _Printed:
             case Constraint(key=key, value=value):
                 click.echo(f"constraint {key} = {number_text(value)}")
 
-    def ask(self, kind: type[Message], **fields: Any) -> Any:
-        from tuner.messages import Call, Sample, Saved
+    def answer(self, question: Question) -> Any:
+        from tuner.messages import Sample, Saved
+        from tuner.solo import answer_of_nothing
 
-        if issubclass(kind, Sample):
-            self.missing = f"{fields['name']!r} ({_described(fields['distribution'])})"
-            raise RuntimeError(f"--params gives no {self.missing}")
-        if issubclass(kind, Saved):
-            where = f" in {fields['path']}" if self.kept else ", not kept without --checkpoints"
-            click.echo(f"checkpoint of step {fields['step']}: {fields['size']} bytes{where}")
-            return None
-        if issubclass(kind, Call) and fields["method"] != "stop":
-            if fields["method"] in ("get_trials", "best_trials"):
-                return []
-            if fields["method"] in ("user_attrs", "system_attrs"):
-                return {}
-            raise RuntimeError("ValueError: No trials are completed yet.")
-        return None
+        match question:
+            case Sample(name=name, distribution=distribution):
+                self.missing[name] = _described(distribution)
+                raise RuntimeError(f"--params gives no {name!r}")
+            case Saved(step=step, path=path, size=size):
+                where = f" in {path}" if self.kept else ", not kept without --checkpoints"
+                click.echo(f"checkpoint of step {step}: {size} bytes{where}")
+        return answer_of_nothing(question)
 
-    def stop_requested(self) -> bool:
-        return False
+    def is_enough(self) -> bool:
+        return bool(self.missing)
 
 
-def _conclude(channel: _Printed, recipe: _Recipe) -> int:
+def _conclude(outcome: Outcome, listener: _Printed, recipe: _Recipe) -> int:
     from tuner.outcome import Reason
     from tuner.progress import number_text
 
-    outcome = channel.outcome
-    if channel.missing:
-        raise BadInput(f"the objective asks for {channel.missing}, which --params does not give; add it")
-    if outcome is None:
-        raise StudyStopped("the objective left no outcome")
+    unused = sorted(set(recipe.params) - listener.used)
+    for name, distribution in listener.missing.items():
+        near = difflib.get_close_matches(name, unused, 1)
+        instead = f"write it for {near[0]!r}" if near else "add it"
+        raise BadInput(
+            f"the objective asks for {name!r} ({distribution}), which --params does not give; {instead}"
+        )
     if outcome.exception == "KeyboardInterrupt":
         raise KeyboardInterrupt
     if outcome.exception == f"{BadInput.__module__}.{BadInput.__qualname__}":
         raise BadInput(f"--params: {outcome.message.partition(': ')[2]}")
-    unused = sorted(set(recipe.params) - channel.used)
     if unused:
         click.echo(f"note: the objective never asked for {', '.join(unused)}", err=True)
     if outcome.reason is Reason.COMPLETE:
@@ -160,47 +185,96 @@ def _conclude(channel: _Printed, recipe: _Recipe) -> int:
     raise StudyStopped(f"the trial failed: {outcome.reason}: {outcome.message}{hint}")
 
 
-def _recipe(target: str, storage: str | None, given: Mapping[str, Any]) -> _Recipe:
+def _recipe(target: str, storage: str | None, given: Mapping[str, Any], digest: str) -> _Recipe:
     texts: tuple[str, ...] = given["params"]
     stored = [text for text in texts if text.startswith("@")]
     if len(stored) > 1:
         raise BadInput(f"--params {stored[1]!r}: one @STUDY:TRIAL is enough")
     changes = params_of(text for text in texts if not text.startswith("@"))
-    directions = checked_directions(given["direction"], target)
-    seed = given["seed"] or 0
-    if not stored:
-        return _Recipe(params=changes, directions=directions, number=0, seed=seed, study="")
-    return _of_trial(stored[0], changes, storage, given)
+    if stored:
+        return _of_trial(stored[0], changes, storage, given, digest)
+    directions, final = checked_directions(given["direction"], target), bool(given["final"])
+    return _Recipe(params=changes, directions=directions, seed=given["seed"] or 0, final=final)
 
 
 def _of_trial(
-    text: str, changes: Mapping[str, Any], storage: str | None, given: Mapping[str, Any]
+    text: str, changes: Mapping[str, Any], storage: str | None, given: Mapping[str, Any], digest: str
 ) -> _Recipe:
     """The parameters of a stored trial, with changes; its seed, unless another is given."""
     from storage import reads
     from tuner.cli.source import known_study, reading
 
-    name, _, which = text.removeprefix("@").rpartition(":")
-    if not name or not (which == "best" or which.isdigit()):
+    written = re.fullmatch(r"@(.+?):(best|\d+)(?:,(.*))?", text, re.DOTALL)
+    if written is None:
         raise BadInput(f"--params {text!r}: write @STUDY:best or @STUDY:NUMBER")
+    name, which, further = written.groups("")
+    changes = {**params_of([further]), **changes}
     with reading(storage) as database:
         study = known_study(database, name)
-        number = study.best_number if which == "best" else int(which)
-        if number is None:
-            several = len(study.directions) > 1
-            why = "has several objectives; write @STUDY:NUMBER" if several else "has no complete trial yet"
-            raise StudyNotFound(f"--params {text!r}: study {name!r} {why}")
-        trial = reads.trial(database.engine, name, number)
-    if trial is None:
-        raise StudyNotFound(f"--params {text!r}: study {name!r} has no trial {number}")
-    seed = given["seed"] if given["seed"] is not None else study.seed or 0
+        trial = (
+            _winner(database, study) if which == "best" else reads.trial(database.engine, name, int(which))
+        )
+        if trial is None:
+            raise StudyNotFound(f"--params {text!r}: study {name!r} has no trial {which}")
+        if changes and (study.objective or {}).get("digest") == digest:  # else its space may be another
+            _check_changes(database, name, changes, trial.ranges)
+    final = which == "best" if given["final"] is None else given["final"]
     return _Recipe(
         params={**trial.params, **changes},
         directions=tuple(given["direction"]) or study.directions,
-        number=number,
-        seed=seed,
-        study=name,
+        number=trial.number,
+        seed=given["seed"] if given["seed"] is not None else study.seed or 0,
+        study=f"{name}-final" if final else name,
+        final=final,
     )
+
+
+def _winner(database: Database, study: StudyDetail) -> TrialDetail:
+    from tuner.cli.best import winners
+
+    found = winners(database, study)
+    if len(found) > 1:
+        numbers = ", ".join(str(trial.number) for trial in found[:10])
+        raise BadInput(
+            f"--params @{study.name}:best: {len(found)} trials are on the Pareto front ({numbers}); "
+            "write @STUDY:NUMBER --final"
+        )
+    return found[0]
+
+
+def _check_changes(
+    database: Database, name: str, changes: Mapping[str, Any], ranges: Mapping[str, ParamRange]
+) -> None:
+    """Refuse what no trial of a study could have had.
+
+    Args:
+        ranges: of the trial that is changed, which count where trials differ.
+    """
+    from storage.ranges import names
+    from tuner.trial import check_value
+
+    known = names(database.engine, name)
+    ranges = {**dict(known.ranges), **ranges}
+    for param, value in changes.items():
+        if param not in known.params:
+            near = difflib.get_close_matches(param, known.params, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known.params)}"
+            raise BadInput(f"--params: study {name!r} has no parameter {param!r}; {hint}")
+        if param in ranges:
+            try:
+                check_value(param, value, _distribution(ranges[param]))
+            except BadInput as error:
+                raise BadInput(f"--params: {error}") from None
+
+
+def _distribution(known: ParamRange) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if known.choices or known.low is None or known.high is None:
+        return CategoricalDistribution(known.choices)
+    if isinstance(known.low, int):
+        return IntDistribution(known.low, int(known.high), log=known.log, step=int(known.step or 1))
+    return FloatDistribution(known.low, known.high, log=known.log, step=known.step)
 
 
 def _described(distribution: str) -> str:

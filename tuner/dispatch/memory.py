@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tuner.outcome import Outcome, Reason
 
-__all__ = ["FULL", "Node", "below", "held_by", "kernel_kills", "node", "trees", "verdict"]
+__all__ = ["FULL", "Node", "below", "held_by", "kernel_kills", "node", "tree", "trees", "verdict"]
 
 FULL = 0.90
 """Part of a node's memory above which a rank has to go; Ray's monitor acts at 0.95."""
@@ -95,6 +95,11 @@ def held_by(root: int, *, above: int = 0) -> int:
     pids = list(below(root))
     quick = sum(_resident(pid) for pid in pids)
     return quick if quick <= above else sum(_proportional(pid) for pid in pids)
+
+
+def tree(root: int) -> int:
+    """Bytes that a process and those below it hold now."""
+    return sum(map(_proportional, [root, *below(root)]))
 
 
 def trees(mark: str) -> dict[str, int]:
