@@ -1,5 +1,5 @@
-# make demo | test | test-gpu | test-integrations | lint | chaos | bench-store | bench-train | bench-dashboard: each installs
-# what is missing, and nothing again the second time.
+# make demo | test | test-gpu | test-integrations | lint | docs | chaos | bench-store | bench-train |
+# bench-dashboard: each installs what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu test-integrations lint format chaos bench-store bench-train bench-dashboard install install-dev install-peers clean
+.PHONY: demo test test-gpu test-integrations lint format docs chaos bench-store bench-train bench-dashboard install install-dev install-docs install-frameworks install-peers clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -21,8 +21,9 @@ test: install-dev
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-# What other systems show of a study, in Chromium: TensorBoard, and an MLflow server in a folder of its own.
-test-integrations: install-dev $(VENV)/.installed-mlflow
+# Objectives of users of other frameworks, and what other systems show of a study in Chromium; some minutes to
+# install them.
+test-integrations: install-frameworks $(VENV)/.installed-mlflow
 	$(BIN)/python -m pytest -m integration $(ARGS)
 
 lint: install-dev
@@ -33,6 +34,10 @@ lint: install-dev
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages of docs/, and a reference of every name and command: docs/build/index.html.
+docs: install-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/build
 
 # Most of an hour: every fault for real, on us and on peers, and long random histories; the table of
 # them at the end. CHAOS_SEED=7 makes other ones, CHAOS_KILLS=50 fewer random kills.
@@ -54,7 +59,9 @@ bench-train: install-peers
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-frameworks: $(VENV)/.installed-frameworks
 install-peers: $(VENV)/.installed-peers
+install-docs: $(VENV)/.installed-docs
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -72,6 +79,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 		echo "no Chromium: the browser tests will be skipped"
 	@touch $@
 
+$(VENV)/.installed-frameworks: $(VENV)/.installed-dev
+	$(INSTALL) --editable '.[frameworks]'
+	@touch $@
+
 # The test of clocks needs faketime, which is Debian's package where we may install it.
 $(VENV)/.installed-peers: $(VENV)/.installed-dev
 	$(INSTALL) --editable '.[peers]'
@@ -86,5 +97,9 @@ $(VENV)/.installed-mlflow: $(VENV)/.installed-dev
 	$(VENV)/mlflow/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3,<4'
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/build *.egg-info

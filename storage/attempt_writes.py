@@ -68,7 +68,7 @@ def _start(optional: tuple[str, ...]) -> sa.Update:
 
 def start_attempt(connection: Connection, writes: Sequence[StartAttempt]) -> None:
     for write in writes:
-        names = ("relative", "provenance", "ranks", "resumed_step", "log_tail")
+        names = ("attributes", "relative", "provenance", "ranks", "resumed_step", "log_tail")
         given = {f"b_{name}": getattr(write, name) for name in names if getattr(write, name) is not None}
         statement = _start(tuple(name.removeprefix("b_") for name in given))
         connection.execute(statement, {**_key(write), **given, "b_epoch": write.epoch, "b_now": utcnow()})

@@ -211,8 +211,11 @@ def space(engine: Engine, name: str) -> dict[str, str]:
     """The search space as its trials drew from it: a text for each parameter, by name, sorted.
 
     Example:
-        >>> space(engine, "digits")
-        {'lr': 'float 1e-05 to 0.1, log', 'optimizer': 'adam | sgd'}
+        >>> database = storage.Database("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="space", storage=database.optuna_storage())
+        >>> study.optimize(lambda trial: trial.suggest_float("lr", 1e-5, 0.1, log=True), n_trials=1)
+        >>> space(database.engine, "space")
+        {'lr': 'float 1e-05 to 0.1, log'}
     """
     with selects.view(engine) as connection:
         study_id, _ = selects.study_ids(connection, name)

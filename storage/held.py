@@ -110,6 +110,13 @@ class HeldStudy:
         refreshed: when :meth:`refresh` was last through, on the monotonic clock.
         attributes_set: counts the attributes of the study that were set here.
         refused: what the database refused although nobody waited for it: trial id and why.
+
+    Example:
+        >>> optuna_storage = storage.SqlStorage("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="flushed", storage=optuna_storage)
+        >>> with optuna_storage.lease("flushed") as held:
+        ...     study.set_user_attr("note", "durable within half a second")
+        ...     done = held.flush()  # now
     """
 
     def __init__(
@@ -231,8 +238,21 @@ class HeldStudy:
         self._checkpoints[trial_id] = []
         self._first_attributes[trial_id] = attributes
 
+    def drawn(self, trial_id: int) -> str | None:
+        """A trial has its draw: what the sampler noted on it stays with it, whatever becomes of its attempts.
+
+        Returns:
+            Its attributes, if they are no longer those of the claim, for :class:`StartAttempt`.
+        """
+        with self.lock:
+            attributes = attributes_json(self.image.trial(trial_id))
+        if attributes == self.first_attributes(trial_id):
+            return None
+        self._first_attributes[trial_id] = attributes
+        return attributes
+
     def first_attributes(self, trial_id: int) -> str:
-        """The trial's attributes when it was first claimed: JSON."""
+        """The trial's attributes before its first attempt said anything: JSON."""
         if trial_id not in self._first_attributes:
             found = [one.attributes for one in self.attempts(trial_id) if one.attributes is not None]
             self._first_attributes[trial_id] = found[0] if found else attributes_json(None)

@@ -113,7 +113,7 @@ attempts = Table(
     Column("resumed_step", Integer),  # the checkpoint's step that it started from; NULL: from nothing
     Column("ranks", Text),  # JSON list: rank, host, node, pid, devices
     Column("relative", Text),  # JSON: the sampler's joint draw, name -> [internal value, distribution]
-    Column("attributes", Text),  # JSON: the trial's attributes when it was claimed, for a retry
+    Column("attributes", Text),  # JSON: the trial's attributes before it began, for a retry
     Column("provenance", Text),  # JSON: git, digests, versions, arguments, host, seed
     UniqueConstraint("trial_id", "attempt", "study_uid"),
 )

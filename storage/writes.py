@@ -165,6 +165,7 @@ class StartAttempt(Write):
     trial_id: int
     attempt: int
     epoch: int
+    attributes: str | None = None
     relative: str | None = None
     provenance: str | None = None
     ranks: str | None = None

@@ -36,7 +36,8 @@ RANK = (
     "tuner.trial",
 )
 DOORS = {
-    "ray": ("tuner.dispatch",),
+    # compat: Ray Tune's domains and session, for those who have code for it; it runs nothing on Ray
+    "ray": ("tuner.dispatch", "tuner.compat"),
     "streamlit": ("dashboard",),
     "altair": ("dashboard",),
     "plotly": ("dashboard",),

@@ -21,7 +21,19 @@ from tuner import frozen
 from tuner.assignment import Assignment, Draw, ObjectiveRef, Resume
 from tuner.channel import Place
 from tuner.errors import BadCheckpoint, BadInput, Interrupted
-from tuner.messages import Ask, Call, Constraint, Log, Message, Param, Report, Sample, Saved, UserAttr
+from tuner.messages import (
+    Ask,
+    Call,
+    Constraint,
+    Log,
+    Message,
+    Param,
+    Report,
+    Sample,
+    Saved,
+    SystemAttr,
+    UserAttr,
+)
 from tuner.resources import Resources
 from tuner.trial import Trial
 
@@ -275,7 +287,7 @@ def test_a_user_attribute_that_cannot_be_stored_is_named() -> None:
 
 def test_constraints_are_set_once_over_all_attempts() -> None:
     channel = FakeChannel()
-    trial = make(channel, constraints={"old": 1.0})
+    trial = make(channel, system_attrs={"constraints:old": 1.0})
     trial.set_constraint("new", -1)
     with pytest.warns(UserWarning, match="already set"):
         trial.set_constraint("old", 5)
@@ -285,12 +297,14 @@ def test_constraints_are_set_once_over_all_attempts() -> None:
         trial.set_constraint("x", float("nan"))
 
 
-def test_an_artifact_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    file = tmp_path / "plot.png"
-    file.write_text("")
-    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
-    with pytest.raises(NotImplementedError, match="checkpoint_dir"):
-        optuna.artifacts.upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=make())
+def test_what_a_library_notes_is_sent_and_stays_readable() -> None:
+    channel = FakeChannel()
+    trial: Any = make(channel, system_attrs={"artifacts:1": "{}"})
+    trial.storage.set_trial_system_attr(trial._trial_id, "mlflow_run_id", "a")
+    assert channel.sent == [SystemAttr(key="mlflow_run_id", value="a")]
+    assert trial.study._storage.get_trial_system_attrs(0) == {"artifacts:1": "{}", "mlflow_run_id": "a"}
+    with pytest.raises(TypeError, match="system attribute 'run'"):
+        trial.storage.set_trial_system_attr(trial._trial_id, "run", object())
 
 
 # ----------------------------------------------------------------- pruning and stopping

@@ -72,7 +72,8 @@ class Assignment:
         params: parameters that are already fixed (of an earlier attempt).
         fixed: parameters of an enqueued trial: name to plain value.
         relative: the sampler's joint draw, made before dispatch.
-        user_attrs, constraints, reports: what earlier attempts left, up to the checkpoint.
+        user_attrs, system_attrs, reports: what earlier attempts left, up to the checkpoint; constraints are
+            system attributes, and what the sampler noted is among them.
         checkpoints: fsspec URI or folder of this trial; attempts are folders below it.
         env: environment variables for the ranks, values included; never stored.
         folder: the driver's working folder, what is in it is in the rank's too where the node has it.
@@ -100,7 +101,7 @@ class Assignment:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     relative: Mapping[str, Draw] = field(default_factory=dict)
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
-    constraints: Mapping[str, float] = field(default_factory=dict)
+    system_attrs: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[int, float] = field(default_factory=dict)
     checkpoints: str = ""
     resume: Resume | None = None

@@ -139,12 +139,14 @@ class Attempts:
         """Queue that an attempt goes to so many workers; the caller flushes before it does."""
         provenance = {**self._provenance, "seed": trial_seed(self._study.seed, due.number)}
         step = due.resume.step if due.resume else None
+        fresh = due.attempt == 1 and due.resume is None
         self._held.queue(
             StartAttempt(
                 study_uid=self._held.uid,
                 trial_id=due.trial_id,
                 attempt=due.attempt,
                 epoch=self._held.lease.epoch,
+                attributes=self._held.drawn(due.trial_id) if fresh else None,
                 relative=json.dumps({name: [one.value, one.distribution] for name, one in draw.items()}),
                 provenance=json.dumps(provenance, default=str),
                 resumed_step=step,

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 import storage
 from storage.writes import SetStudyRow
-from tuner import failures, retry, scheduler, snapshot
+from tuner import exhaustive, failures, retry, scheduler, snapshot
 from tuner.answers import Answers
 from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
@@ -297,10 +297,24 @@ class Driver:
             match scheduler.decide(self._counts(), self._settings.n_trials):
                 case scheduler.StartClaimed():
                     self._start(min(self._due, key=lambda one: one.due))
+                case scheduler.StartNew() if not self._has_a_point():
+                    return
                 case scheduler.StartEnqueued() | scheduler.StartNew():
                     self._due.append(self._attempts.claim())
                 case _:
                     return
+
+    def _has_a_point(self) -> bool:
+        """Whether the sampler has something left for a new trial; where it has not, the study ends with those
+        that run.
+        """
+        left = exhaustive.points(self._study)
+        if not left.unfinished:
+            self._study.stop()
+            self._obey()
+        # what another program runs may never end: its point is tried again, as Optuna does
+        mine = any(not running.ended for running in self._running.values()) or bool(self._due)
+        return left.unfinished and (left.unstarted or not mine)
 
     def _counts(self) -> scheduler.Counts:
         now = time.monotonic()

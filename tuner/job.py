@@ -74,11 +74,6 @@ def assignment(
         wanted: what it may be given, in order of preference.
     """
     trial = study.held.image.trial(due.trial_id)
-    constraints = {
-        key.removeprefix("constraints:"): value
-        for key, value in trial.system_attrs.items()
-        if key.startswith("constraints:")
-    }
     params = {
         name: Draw(
             value=float(dist.to_internal_repr(trial.params[name])),
@@ -102,7 +97,7 @@ def assignment(
         fixed=trial.system_attrs.get("fixed_params", {}),
         relative=draw,
         user_attrs=dict(trial.user_attrs),
-        constraints=constraints,
+        system_attrs=dict(trial.system_attrs),
         reports=dict(trial.intermediate_values),
         checkpoints=f"{job.checkpoints}/{study.held.uid[:12]}/{due.number}",
         resume=due.resume.resume if due.resume else None,

@@ -21,6 +21,7 @@ from tuner.messages import (
     Question,
     Report,
     Saved,
+    SystemAttr,
     Unanswered,
     UserAttr,
     decode,
@@ -73,7 +74,9 @@ def hear(root: str, attempt: int, ranks: int, objectives: int) -> dict[int, list
 def _is_sound(message: Message, folder: str, values: int) -> bool:
     """Whether a rank could have sent this: types, ranges, and places."""
     match message:
-        case Param(name=str(), value=int() | float(), distribution=str()) | UserAttr(key=str()):
+        case Param(name=str(), value=int() | float(), distribution=str()):
+            return True
+        case UserAttr(key=str()) | SystemAttr(key=str()):
             return True
         case Report(step=int(), value=int() | float()) | Constraint(key=str(), value=int() | float()):
             return True

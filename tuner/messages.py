@@ -35,6 +35,7 @@ __all__ = [
     "Sample",
     "Saved",
     "Started",
+    "SystemAttr",
     "Unanswered",
     "UserAttr",
     "decode",
@@ -112,6 +113,14 @@ class Constraint(Message):
 
     key: str
     value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemAttr(Message):
+    """What a library of Optuna's noted on its trial: an artifact's link, the id of an MLflow run."""
+
+    key: str
+    value: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +261,7 @@ _TYPES: dict[str, type[Message]] = {
         Output,
         Measured,
         UserAttr,
+        SystemAttr,
         Constraint,
         Sample,
         Ask,

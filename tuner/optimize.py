@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import json
 import logging
@@ -85,7 +86,8 @@ def optimize(
             attempt is a process of its own.
         callbacks: called in the driver with (study, trial) after the commit of a terminal state; one of
             :func:`tuner.exporters.live` takes the study to another program while it runs.
-        space: distributions by name, or a function of the trial; evaluated in the driver.
+        space: distributions by name, or a function of the trial; evaluated in the driver. Default: the
+            objective's own ``space``, where it has such distributions.
         resources: per rank; see :class:`tuner.Resources`. A list of them, in order of preference: a
             trial is given the first that is free (``[Resources(gpus=1), Resources(cpus=4, gpus=0)]``).
             Or a function of the trial's parameters (a dict) that returns either: it knows those that
@@ -114,13 +116,20 @@ def optimize(
         KeyboardInterrupt: SIGINT or SIGTERM; call again to resume.
 
     Example:
-        >>> tuner.optimize(study, objective, n_trials=100)  # doctest: +SKIP
+        >>> def objective(trial):
+        ...     return (trial.suggest_float("x", -10, 10) - 2) ** 2
+        >>> study = tuner.create_study("square", storage="sqlite:///tuner.db", seed=1)
+        >>> study = tuner.optimize(study, objective, n_trials=3, executor="inline")  # "ray" is the default
+        >>> len(study.trials)
+        3
     """
     del catch, gc_after_trial
     objectives.refuse_while_importing()
     if n_jobs is not None and n_jobs != -1 and max_concurrent is None:
         max_concurrent = n_jobs
-    space = check_space(space)
+    reference = objectives.refer(objective)
+    space = check_space(space) or objectives.space_of(objective, reference)
+    _check_direction(objective, reference, study)
     settings = Settings(
         n_trials=n_trials,
         timeout=timeout,
@@ -140,7 +149,7 @@ def optimize(
     )
     request = _Request(
         objective=objective,
-        reference=objectives.refer(objective),
+        reference=reference,
         settings=settings,
         space=space,
         callbacks=tuple(callbacks or ()),
@@ -153,7 +162,7 @@ def optimize(
             record = studies.register(
                 database,
                 study.study_name,
-                seed=new_seed(),
+                seed=new_seed(study.sampler),
                 sampler=samplers.text_of(study.sampler),
                 pruner=samplers.text_of(study.pruner),
             )
@@ -190,6 +199,15 @@ def resume(
     Raises:
         StudyNotFound: there is none of that name.
         BadInput: something that could not be kept is missing: the message names it.
+
+    Example:
+        >>> def objective(trial):
+        ...     return trial.suggest_float("x", 0, 1)
+        >>> study = tuner.create_study("more", storage="sqlite:///tuner.db")
+        >>> study = tuner.optimize(study, objective, n_trials=2, executor="inline")
+        >>> study = tuner.resume("more", storage="sqlite:///tuner.db", objective=objective, n_trials=5)
+        >>> len(study.trials)
+        5
     """
     database = store.open_database(storage)
     with store.errors():
@@ -219,6 +237,9 @@ def resume(
         if objective is not None
         else objectives.from_json(json.dumps(record.objective))
     )
+    own = objectives.space_of(objective, reference) if objective is not None and space is None else None
+    if own is not None:
+        settings = dataclasses.replace(settings, space=own, space_is_function=False)
     study = optuna.load_study(
         study_name=study_name,
         storage=database.optuna_storage(),
@@ -250,6 +271,17 @@ class _Request:
     callbacks: tuple[Callback, ...]
     progress: bool | Progress | None
     webhooks: tuple[Webhook, ...] = ()
+
+
+def _check_direction(objective: Objective | str, reference: ObjectiveRef, study: optuna.Study) -> None:
+    """A study that goes the other way than its objective would look for the worst."""
+    own = objectives.direction_of(objective, reference)
+    ways = [way.name.lower() for way in study.directions]
+    if own is not None and ways != [own]:
+        raise BadInput(
+            f"the objective is to {own}, but study {study.study_name!r} is to {' and to '.join(ways)}; "
+            f"create it with direction={own!r}"
+        )
 
 
 def _webhooks(alerts: Sequence[str] | str) -> tuple[Webhook, ...]:
@@ -305,6 +337,7 @@ def _drive(
         held = None
         try:
             held = HeldStudy(lease, record, patience=0.0)
+            samplers.settle(study.pruner, record.pruner)
             driven = DrivenStudy(held, study.sampler, study.pruner)
             _keep(driven, record, request)
             job = Job(

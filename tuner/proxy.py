@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner import frozen
 from tuner.assignment import Assignment, Draw
 from tuner.channel import Channel
-from tuner.messages import Call, Constraint, Param, Report, Sample, UserAttr
+from tuner.messages import Call, Constraint, Param, Report, Sample, SystemAttr, UserAttr
+from tuner.plain import checked
 
 __all__ = ["RankStorage", "RankStudy", "frozen_trial", "relative_draw"]
 
@@ -45,7 +46,7 @@ class RankStorage:
         return self._trial
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
-        """The trial's system attributes: those that a rank can know are the constraints."""
+        """The trial's system attributes, as far as they were there when the attempt began, or set here."""
         return self._trial.system_attrs
 
     def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
@@ -70,19 +71,18 @@ class RankStorage:
             self._channel.send(UserAttr(key=key, value=value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Send a constraint; other system attributes stay on the rank, where libraries read them.
+        """Send a constraint, or what a library notes: the link of an artifact, the id of an MLflow run.
 
         Raises:
-            NotImplementedError: ``optuna.artifacts.upload_artifact``, whose link would be lost.
+            TypeError, BadInput: as for a user attribute.
         """
-        if key.startswith("artifacts:"):
-            raise NotImplementedError(
-                "optuna.artifacts.upload_artifact needs the database, which a worker does not have; "
-                "keep the file with trial.checkpoint_dir(step), or its path with trial.set_user_attr"
-            )
-        self._trial.system_attrs[key] = value
-        if self._channel is not None and key.startswith("constraints:"):
+        value = self._trial.system_attrs[key] = checked("system attribute", key, value)
+        if self._channel is None:
+            return
+        if key.startswith("constraints:"):
             self._channel.send(Constraint(key=key.removeprefix("constraints:"), value=value))
+        else:
+            self._channel.send(SystemAttr(key=key, value=value))
 
 
 class _RankSampler:
@@ -99,11 +99,12 @@ class _RankSampler:
 class RankStudy:
     """``trial.study`` on a worker: what the contract names, answered by the driver."""
 
-    def __init__(self, assignment: Assignment, channel: Channel) -> None:
+    def __init__(self, assignment: Assignment, channel: Channel, storage: RankStorage) -> None:
         self.study_name = assignment.study
         self.directions = [StudyDirection[one.upper()] for one in assignment.directions]
         self.pruner = optuna.pruners.NopPruner()  # for Optuna's trial; the driver decides
         self.sampler = _RankSampler(channel)
+        self._storage = storage
         self._channel = channel
 
     @property
@@ -183,7 +184,6 @@ def frozen_trial(assignment: Assignment) -> FrozenTrial:
     """The trial as it stands when its attempt begins."""
     params, distributions = _external(assignment.params)
     fixed = {"fixed_params": dict(assignment.fixed)} if assignment.fixed else {}
-    constraints = {f"constraints:{key}": value for key, value in assignment.constraints.items()}
     return FrozenTrial(
         number=assignment.number,
         state=TrialState.RUNNING,
@@ -193,7 +193,7 @@ def frozen_trial(assignment: Assignment) -> FrozenTrial:
         params=params,
         distributions=distributions,
         user_attrs=dict(assignment.user_attrs),
-        system_attrs={**constraints, **fixed},
+        system_attrs={**assignment.system_attrs, **fixed},
         intermediate_values={int(step): value for step, value in assignment.reports.items()},
         trial_id=assignment.number,
     )

@@ -21,7 +21,7 @@ from optuna.samplers import BaseSampler
 
 from tuner.errors import BadInput
 
-__all__ = ["PRUNERS", "SAMPLERS", "pruner", "reseed", "sampler", "text_of"]
+__all__ = ["PRUNERS", "SAMPLERS", "pruner", "reseed", "resources", "sampler", "seed_of", "settle", "text_of"]
 
 SAMPLERS: Mapping[str, str] = {
     "bruteforce": "BruteForceSampler",
@@ -52,6 +52,7 @@ PRUNERS: Mapping[str, str] = {
 """Names of pruners, and Optuna's classes."""
 
 _TEXT = "_tuner_text"  # on an object that was made here: the text that it was made from
+_RESOURCES = ("_min_resource", "_max_resource")  # in which Optuna's pruners keep them
 
 
 def sampler(spec: str | BaseSampler | None, seed: int, objectives: int = 1) -> BaseSampler:
@@ -97,18 +98,58 @@ def pruner(spec: str | BasePruner | None) -> BasePruner:
 def text_of(spec: object) -> str | None:
     """What is kept in the store: the text, or None for an object that no text describes.
 
-    A pruner keeps its arguments, so that it can be written down; a sampler drops some.
+    A pruner keeps its arguments, so that it can be written down, with the resources that it decided
+    on the way; a sampler drops some.
     """
     if spec is None or isinstance(spec, str):
         return spec if spec is not None else None
     known = getattr(spec, _TEXT, None)
+    if isinstance(spec, BasePruner):
+        text = _pruner_text(spec)
+        as_given = isinstance(known, str) and text in (None, _pruner_text(pruner(known)))
+        return known if as_given else text
     if isinstance(known, str):
         return known
-    if isinstance(spec, BasePruner):
-        return _pruner_text(spec)
     if type(spec) is optuna.samplers.TPESampler and _is_default_tpe(spec):
         return "tpe"
     return "random" if type(spec) is optuna.samplers.RandomSampler else None
+
+
+def resources(given: BasePruner) -> tuple[object, object]:
+    """The least and the most steps of a pruner, which some decide when the first trial is complete."""
+    least, most = (vars(_innermost(given)).get(name) for name in _RESOURCES)
+    return least, most
+
+
+def settle(given: BasePruner, kept: str | None) -> None:
+    """Let a pruner have the resources that the study's pruner had decided on, where it has decided none
+    itself: the brackets and rungs of a study stay as they are over its resumes.
+
+    Args:
+        kept: text of the study's pruner; nothing is done where it is another one, or has other arguments.
+    """
+    before = pruner(kept) if kept else None
+    if before is None or type(_innermost(given)) is not type(_innermost(before)):
+        return
+    mine, as_given = vars(_innermost(given)), resources(given)
+    for name, own, decided in zip(_RESOURCES, as_given, resources(before), strict=True):
+        if own in (None, "auto") and name in mine:
+            mine[name] = decided
+    if _pruner_text(given) != _pruner_text(before):
+        mine |= {name: own for name, own in zip(_RESOURCES, as_given, strict=True) if name in mine}
+
+
+def seed_of(given: BaseSampler) -> int | None:
+    """A seed for a study that follows from the seed of its sampler: the next number of its generator.
+
+    Returns:
+        31 bits, at random for a sampler without a seed; None for one without a generator.
+    """
+    generator = next(iter(_generators(given, set())), None)
+    if generator is None:
+        return None
+    draw = generator.randint if isinstance(generator, np.random.RandomState) else generator.integers
+    return int(draw(2**31))
 
 
 def reseed(target: BaseSampler, seed: int) -> None:
@@ -256,6 +297,11 @@ def _pruner_text(given: BasePruner) -> str | None:
     except BadInput:
         return None
     return text if all(again.get(name) == value for name, value in _arguments(given).items()) else None
+
+
+def _innermost(given: BasePruner) -> BasePruner:
+    wrapped = getattr(given, "_wrapped_pruner", None)
+    return _innermost(wrapped) if isinstance(wrapped, BasePruner) else given
 
 
 def _arguments(given: BasePruner) -> dict[str, object]:

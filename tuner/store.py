@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import storage
-from storage.database import normalise_url
 from tuner import config
 from tuner.errors import BadInput, StoreUnavailable, StudyHeld, StudyNotFound
 
@@ -56,6 +55,8 @@ def sqlite_file(url: str) -> Path | None:
     Raises:
         StoreUnavailable: it is no URL of a database that Tuner can use.
     """
+    from storage.database import normalise_url  # heavy, for what completes names in a shell
+
     with errors():
         found = normalise_url(url)
     return Path(str(found.database)).absolute() if found.get_backend_name() == "sqlite" else None

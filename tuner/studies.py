@@ -42,8 +42,8 @@ def create_study(
         sampler, pruner: a name (``"tpe"``, ``"hyperband"``), a call as text
             (``"tpe(n_startup_trials=20)"``), or Optuna's own object. What is given as text is kept
             in the database for :func:`tuner.resume`.
-        seed: of the study; default: drawn once and kept. Each trial's draws and its own
-            ``trial.seed`` follow from it and the trial's number.
+        seed: of the study; default: drawn once and kept, or from the seed of a sampler object. Each
+            trial's draws and its own ``trial.seed`` follow from it and the trial's number.
         load_if_exists: return the study of that name instead of raising; its directions must agree.
 
     Returns:
@@ -55,7 +55,10 @@ def create_study(
         StoreUnavailable: the database cannot be reached.
 
     Example:
-        >>> study = create_study("digits", direction="maximize", sampler="tpe")  # doctest: +SKIP
+        >>> study = tuner.create_study("digits", storage="sqlite:///tuner.db", direction="maximize",
+        ...                            sampler="tpe(n_startup_trials=20)", pruner="hyperband", seed=1)
+        >>> study.study_name, type(study.sampler).__name__
+        ('digits', 'TPESampler')
     """
     wanted = _directions(direction, directions)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
@@ -71,7 +74,7 @@ def create_study(
     database = store.open_database(storage, create=True)
     with store.errors():
         record = studies.create(
-            database, study_name, wanted, seed=new_seed() if seed is None else seed, **texts
+            database, study_name, wanted, seed=new_seed(sampler) if seed is None else seed, **texts
         )
         if record is None and not load_if_exists:
             raise StudyExists(
@@ -94,6 +97,10 @@ def load_study(study_name: str, *, storage: str | None = None) -> optuna.Study:
     Raises:
         StudyNotFound: there is none; the message names those that are there.
         StoreUnavailable: the database cannot be reached.
+
+    Example:
+        >>> study = tuner.create_study("loaded", storage="sqlite:///tuner.db")
+        >>> tuner.load_study("loaded", storage="sqlite:///tuner.db").enqueue_trial({"lr": 0.1})
     """
     database = store.open_database(storage)
     with store.errors():
@@ -109,6 +116,16 @@ def best_checkpoint(study: optuna.Study) -> Checkpoint | None:
     Raises:
         ValueError: no trial is complete yet.
         BadInput: the study has several objectives, or lives in memory.
+
+    Example:
+        >>> def objective(trial):
+        ...     x = trial.suggest_float("x", 0, 1)
+        ...     trial.save_checkpoint({"weights": [x, 1 - x]}, step=3)
+        ...     return x
+        >>> study = tuner.create_study("kept", storage="sqlite:///tuner.db", seed=1)
+        >>> study = tuner.optimize(study, objective, n_trials=2, executor="inline")
+        >>> tuner.best_checkpoint(study).state["weights"][0] == study.best_value
+        True
     """
     from tuner import checkpoint
     from tuner.assignment import Shard
@@ -146,9 +163,10 @@ def database_of(study: optuna.Study) -> Database:
     return store.open_database(url, create=True)
 
 
-def new_seed() -> int:
-    """A seed that is drawn once and kept in the store."""
-    return secrets.randbelow(2**31)
+def new_seed(sampler: SamplerSpec) -> int:
+    """A seed that is drawn once and kept in the store; of an object of Optuna's, from its own seed."""
+    found = samplers.seed_of(sampler) if isinstance(sampler, optuna.samplers.BaseSampler) else None
+    return secrets.randbelow(2**31) if found is None else found
 
 
 def unknown(database: Database, name: str) -> StudyNotFound:

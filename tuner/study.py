@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 import storage
 from storage import HeldStudy
-from storage.writes import AddEvent, AddMetric, EndAttempt
-from tuner import frozen, pruning, samplers
+from storage.writes import AddEvent, AddMetric, EndAttempt, SetStudyRow
+from tuner import frozen, optimizer_state, pruning, samplers
 from tuner.assignment import Draw
 from tuner.errors import BadInput
-from tuner.messages import Constraint, Log, Message, Param, Report, Unanswered, UserAttr
+from tuner.messages import Constraint, Log, Message, Param, Report, SystemAttr, Unanswered, UserAttr
 from tuner.outcome import Outcome
 from tuner.seeds import derived_seed
 
@@ -56,8 +56,10 @@ class DrivenStudy(optuna.Study):
         assert held.record.seed is not None
         self.held = held
         self.seed = held.record.seed
+        optimizer_state.guard(sampler)
         self.stop_requested = False
         self.logged: dict[int, set[tuple[str, int]]] = {}
+        self._go_on()
 
     def stop(self) -> None:
         """Start nothing new; running trials finish. Works in callbacks, samplers and objectives."""
@@ -132,6 +134,8 @@ class DrivenStudy(optuna.Study):
                     self.held.queue(metric)
             case UserAttr(key=key, value=value):
                 store.set_trial_user_attr(trial_id, key, value)
+            case SystemAttr(key=key, value=value):
+                store.set_trial_system_attr(trial_id, key, value)
             case Constraint(key=key, value=value):
                 store.set_trial_system_attr(trial_id, f"constraints:{key}", value)
             case Unanswered(ordinal=ordinal):
@@ -145,7 +149,12 @@ class DrivenStudy(optuna.Study):
         """``should_prune`` for every report so far. A True is committed, with its reason, on return."""
         trial = self.held.image.trial(trial_id)
         self._thread_local.cached_all_trials = None
-        if not self.pruner.prune(self, trial):
+        resources = samplers.resources(self.pruner)
+        prune = self.pruner.prune(self, trial)
+        if samplers.resources(self.pruner) != resources:  # decided now, and once for all drivers
+            columns = {"pruner": samplers.text_of(self.pruner)}
+            self.held.queue(SetStudyRow(study_uid=self.held.uid, columns=columns))
+        if not prune:
             return False
         step = trial.last_step
         trial = self.held.image.trial(trial_id)  # with the rung that the pruner has just noted
@@ -171,7 +180,18 @@ class DrivenStudy(optuna.Study):
         detail = {"reason": outcome.reason, "state": state.name, "message": outcome.message}
         self.event("finished", detail, trial_id=end.trial_id, attempt=end.attempt)
         values = list(outcome.values) if state is TrialState.COMPLETE else None
-        super().tell(number, values, state=state)
+        try:
+            super().tell(number, values, state=state)
+        except (storage.StorageError, UpdateFinishedTrialError):
+            raise
+        except Exception as error:  # of the sampler's own look back: Optuna has told the trial all the same
+            if not self.held.image.trial(end.trial_id).state.is_finished():
+                raise
+            text = (
+                f"{type(self.sampler).__name__} failed after trial {number}: {type(error).__name__}: {error}"
+            )
+            log.warning("%s", text)
+            self.event("sampler_failed", {"message": text}, trial_id=end.trial_id, attempt=end.attempt)
 
     def event(self, kind: str, detail: Mapping[str, Any], **fields: Any) -> None:
         """Queue a line of the study's event log."""
@@ -208,6 +228,16 @@ class DrivenStudy(optuna.Study):
             return frozen.trials_to_json(self.held.image.trials(states))
         raise ValueError(f"trial.study has no {method!r} on a worker")
 
+    def _go_on(self) -> None:
+        """Hyperband gives each trial a bracket from its first verdict on, and the sampler sees only those of
+        the same one: a driver that goes on with a study begins where the one before it was.
+        """
+        trials = self.held.image.trials()
+        if isinstance(self.pruner, optuna.pruners.HyperbandPruner) and any(
+            trial.intermediate_values for trial in trials
+        ):
+            self.pruner.prune(self, optuna.trial.create_trial(state=TrialState.RUNNING))
+
     def _set_param(self, trial_id: int, name: str, value: float, dist: BaseDistribution) -> None:
         try:
             self.held.storage.set_trial_param(trial_id, name, value, dist)
@@ -221,13 +251,14 @@ class DrivenStudy(optuna.Study):
 
 
 def joint_draw(trial: optuna.Trial) -> dict[str, Draw]:
-    """What the sampler draws for a trial before it asks: reading it is what makes the sampler draw."""
+    """What the sampler draws for a trial before it asks."""
+    params = trial.relative_params  # to read them is what makes the sampler draw, and say from what
     space = trial.relative_search_space or {}
     return {
         name: Draw(
             value=float(space[name].to_internal_repr(value)), distribution=distribution_to_json(space[name])
         )
-        for name, value in trial.relative_params.items()
+        for name, value in params.items()
     }
 
 

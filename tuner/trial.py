@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +20,7 @@ from tuner.checkpoint import Checkpoint
 from tuner.device import device_of
 from tuner.errors import BadInput, Interrupted
 from tuner.messages import Ask, Log, Message, Saved
+from tuner.plain import MAX_NAME, check_name, checked
 from tuner.proxy import RankStorage, RankStudy, frozen_trial, relative_draw
 
 if TYPE_CHECKING:
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Trial", "check_value"]
 
 _MAX_STEP = 2**31 - 1
-_MAX_KEY = 512
-_MAX_ATTRIBUTE = 2**20
-# A NUL in a JSON text: \u0000 after an even number of backslashes.
-_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class Trial(optuna.trial.Trial):
@@ -52,6 +47,21 @@ class Trial(optuna.trial.Trial):
         final: this is the final training of a winner (``tuner run --params @STUDY:best``), whose value
             chooses among nothing any more: an objective may train on its validation data too.
             ``getattr(trial, "final", False)`` where Optuna itself may call the objective.
+
+    Example:
+        >>> def objective(trial: tuner.Trial) -> float:
+        ...     lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
+        ...     for epoch in range(3):
+        ...         trial.report(lr / (epoch + 1), epoch)
+        ...         trial.log({"learned": epoch / 3}, epoch)
+        ...         trial.save_checkpoint({"lr": lr}, epoch)
+        ...         if trial.should_prune():
+        ...             raise optuna.TrialPruned
+        ...     return lr / 3
+        >>> study = tuner.create_study("trials", storage="sqlite:///tuner.db", pruner="none")
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        >>> sorted(study.trials[0].intermediate_values)
+        [0, 1, 2]
     """
 
     def __init__(self, assignment: Assignment, place: Place, channel: Channel, store: Store | None) -> None:
@@ -70,10 +80,9 @@ class Trial(optuna.trial.Trial):
         self._asks_to_stop = False
         self._cached_frozen_trial = frozen_trial(assignment)
         self._trial_id = assignment.number
-        self.study = RankStudy(assignment, channel)  # type: ignore[assignment]
-        self.storage = RankStorage(  # type: ignore[assignment]
-            self._cached_frozen_trial, channel if place.rank == 0 else None
-        )
+        own = RankStorage(self._cached_frozen_trial, channel if place.rank == 0 else None)
+        self.storage = own  # type: ignore[assignment]
+        self.study = RankStudy(assignment, channel, own)  # type: ignore[assignment]
         self._relative_params, self.relative_search_space = relative_draw(assignment)
         self._fixed_params = dict(assignment.fixed)
 
@@ -117,23 +126,7 @@ class Trial(optuna.trial.Trial):
             TypeError: not plain data; names the key.
             BadInput: too large, or a NUL in it; names the key.
         """
-        _check_key(key)
-        try:
-            text = json.dumps(value)
-        except (TypeError, ValueError, RecursionError) as error:
-            text = f"user attribute {key!r}: {error}; store text, numbers, lists and dicts"
-            raise TypeError(text) from None
-        if len(text) > _MAX_ATTRIBUTE:
-            raise BadInput(
-                f"user attribute {key!r} has {len(text)} characters of JSON, above {_MAX_ATTRIBUTE}; "
-                "store it in a file or a checkpoint"
-            )
-        if _NUL.search(text):
-            raise BadInput(f"user attribute {key!r} contains a NUL character, which PostgreSQL cannot hold")
-        if _has_surrogate(json.dumps(value, ensure_ascii=False)):
-            raise BadInput(f"user attribute {key!r} contains a lone surrogate, which no database stores")
-        # what was checked, not an object that the objective may change before it is written
-        super().set_user_attr(key, json.loads(text))
+        super().set_user_attr(key, checked("user attribute", key, value))
 
     def set_constraint(self, key: str, value: float) -> None:
         """Set a constraint, as in Optuna: at most 0 is feasible; the first value of a key stays.
@@ -141,7 +134,7 @@ class Trial(optuna.trial.Trial):
         Raises:
             BadInput: the name is too long, or has a NUL in it.
         """
-        _check_key(key, _MAX_KEY - len("constraints:"))
+        check_name(key, MAX_NAME - len("constraints:"))
         super().set_constraint(key, value)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -153,7 +146,7 @@ class Trial(optuna.trial.Trial):
         number = _checked_step(step)
         plain = {}
         for name, value in metrics.items():
-            _check_key(name)
+            check_name(name)
             try:
                 plain[name] = float(value)
             except (TypeError, ValueError):
@@ -193,8 +186,8 @@ class Trial(optuna.trial.Trial):
         if "://" in root:
             raise BadInput(f"checkpoint_dir needs a folder, but checkpoints={root!r}; use save_checkpoint")
         number = _checked_step(step)
-        folder = Path(f"{root}/a{self.attempt}/step-{number}")
-        final = str(folder / f"rank-{self.rank}.dir")
+        final = str(self._folder_of(number))
+        folder = Path(final).parent
         with checkpoint.saving(final):
             checkpoint.make_folders(str(folder))
             made = tempfile.mkdtemp(dir=folder, prefix=f".rank-{self.rank}-")
@@ -218,10 +211,14 @@ class Trial(optuna.trial.Trial):
         return Checkpoint(step=resume.step, state=checkpoint.load(shard), parts=resume.shards)
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
-        _check_key(name)
+        check_name(name)
         if self._assignment.strict and name in self._fixed_params:
             check_value(name, self._fixed_params[name], distribution)
         return super()._suggest(name, distribution)
+
+    def _folder_of(self, step: int) -> Path:
+        """Where the folder of a step lies once it is whole."""
+        return Path(f"{self._root()}/a{self.attempt}/step-{step}/rank-{self.rank}{checkpoint.FOLDER}")
 
     def _root(self) -> str:
         if not self._assignment.checkpoints:
@@ -244,13 +241,6 @@ class Trial(optuna.trial.Trial):
             raise Interrupted("the trial was asked to stop")
 
 
-def _check_key(key: str, longest: int = _MAX_KEY) -> None:
-    if not isinstance(key, str) or not key or len(key) > longest or "\0" in key or _has_surrogate(key):
-        shown = repr(key) if len(str(key)) <= 60 else f"{str(key)[:57]!r}..."
-        text = f"the name {shown} must be text of 1 to {longest} characters without NUL or lone surrogates"
-        raise BadInput(text)
-
-
 def check_value(name: str, value: Any, distribution: BaseDistribution) -> None:
     """Refuse a parameter that its distribution does not hold.
 
@@ -263,15 +253,6 @@ def check_value(name: str, value: Any, distribution: BaseDistribution) -> None:
         fits = False
     if not fits:
         raise BadInput(f"{name}={value!r} is not in {distribution}; give a value that the objective allows")
-
-
-def _has_surrogate(text: str) -> bool:
-    """Half a character, as in the name of a file that is not in UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _checked_step(step: int) -> int:

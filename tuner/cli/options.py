@@ -283,8 +283,8 @@ def _ranks(text: str) -> int | tuple[int, int]:
     return (int(fewest), int(most)) if dash else int(fewest)
 
 
-def checked_directions(given: Sequence[str]) -> tuple[str, ...]:
-    """The values of ``--direction``; ``minimize`` where none was given.
+def checked_directions(given: Sequence[str], target: str = "") -> tuple[str, ...]:
+    """The values of ``--direction``; where none was given what the objective says, else ``minimize``.
 
     Raises:
         BadInput: names the one that is neither ``minimize`` nor ``maximize``.
@@ -292,7 +292,11 @@ def checked_directions(given: Sequence[str]) -> tuple[str, ...]:
     for way in given:
         if way not in ("minimize", "maximize"):
             raise BadInput(f"--direction {way!r}: choose 'minimize' or 'maximize'")
-    return tuple(given) or ("minimize",)
+    if given or not target:
+        return tuple(given) or ("minimize",)
+    from tuner import objective
+
+    return (objective.direction_of(target, objective.refer(target)) or "minimize",)
 
 
 def bytes_of(text: str) -> int:

@@ -84,7 +84,7 @@ def print_plan(
         target=target,
         name=name,
         url=storage or store.default_url(),
-        directions=checked_directions(given["direction"]),
+        directions=checked_directions(given["direction"], target),
         sampler=given["sampler"] or "tpe",
         pruner=given["pruner"] or "median",
         seed=given["seed"] or 0,

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
     "--direction",
     multiple=True,
     metavar="minimize|maximize",
-    help="Once for each objective.  [default: minimize]",
+    help="Once for each objective.  [default: what FILE.py says, else minimize]",
 )
 @setting("--sampler", metavar="NAME", help="Such as tpe, random, 'tpe(n_startup_trials=20)'.  [default: tpe]")
 @setting("--pruner", metavar="NAME", help="Such as median, hyperband, none.  [default: median]")
@@ -117,7 +117,7 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
     created = create_study(
         study,
         storage=storage,
-        directions=checked_directions(given["direction"]),
+        directions=checked_directions(given["direction"], target),
         sampler=given["sampler"],
         pruner=given["pruner"],
         seed=given["seed"],
