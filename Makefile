@@ -1,5 +1,5 @@
-# make demo | test | test-gpu | test-integrations | lint | chaos | bench-store | bench-train | bench-dashboard:
-# each installs what is missing, and nothing again the second time.
+# make demo | test | test-gpu | test-integrations | lint | docs | chaos | bench-store | bench-train |
+# bench-dashboard: each installs what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 PROGRAMS := pyspark==4.3.0 scikit-learn tensorflow==2.21.0 tf-keras==2.21.0 tensorboard
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu test-integrations lint format chaos bench-store bench-train bench-dashboard install install-dev install-frameworks install-peers install-programs clean
+.PHONY: demo test test-gpu test-integrations lint format docs chaos bench-store bench-train bench-dashboard install install-dev install-docs install-frameworks install-peers install-programs clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -22,8 +22,9 @@ test: install-dev
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-# Objectives and programs for other frameworks, as their users write them; some minutes to install these.
-test-integrations: install-frameworks install-programs
+# Objectives and programs for other frameworks, as their users write them, and what other systems show of a
+# study in Chromium; some minutes to install these.
+test-integrations: install-frameworks install-programs $(VENV)/.installed-mlflow
 	$(BIN)/python -m pytest -m integration $(ARGS)
 
 lint: install-dev
@@ -34,6 +35,10 @@ lint: install-dev
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages of docs/, and a reference of every name and command: docs/build/index.html.
+docs: install-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/build
 
 # Most of an hour: every fault for real, on us and on peers, and long random histories; the table of
 # them at the end. CHAOS_SEED=7 makes other ones, CHAOS_KILLS=50 fewer random kills.
@@ -58,6 +63,7 @@ install-dev: $(VENV)/.installed-dev
 install-frameworks: $(VENV)/.installed-frameworks
 install-peers: $(VENV)/.installed-peers
 install-programs: $(VENV)-programs/.installed
+install-docs: $(VENV)/.installed-docs
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -98,5 +104,15 @@ $(VENV)-programs/.installed: Makefile
 		echo "no Java: the test of Spark will be skipped"
 	@touch $@
 
+# MLflow's server wants packages of other versions than ours.
+$(VENV)/.installed-mlflow: $(VENV)/.installed-dev
+	test -x $(VENV)/mlflow/bin/python || $(PYTHON) -m venv $(VENV)/mlflow
+	$(VENV)/mlflow/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3,<4'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-programs build *.egg-info
+	rm -rf $(VENV) $(VENV)-programs build docs/build *.egg-info

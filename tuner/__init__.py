@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tuner.shadow import check_path
 
 if TYPE_CHECKING:
+    from tuner import compat as compat
+    from tuner import exporters as exporters
     from tuner import lightning as lightning
     from tuner import torch as torch
     from tuner.checkpoint import Checkpoint, load_checkpoint
@@ -95,7 +97,7 @@ _HOMES = {
     "tuner.studies": ("best_checkpoint", "create_study", "load_study"),
     "tuner.trial": ("Trial",),
 }
-_PACKAGES = ("lightning", "torch")
+_PACKAGES = ("compat", "exporters", "lightning", "torch")
 """Not in ``__all__``: a star import must not put ours in the place of PyTorch."""
 
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

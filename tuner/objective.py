@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle
+from optuna.distributions import BaseDistribution
 
 from tuner import by_value
 from tuner.assignment import ObjectiveRef
@@ -36,6 +37,7 @@ from tuner.shadow import OWN_PACKAGES, check_folder
 
 __all__ = [
     "describe",
+    "direction_of",
     "from_json",
     "imports",
     "load",
@@ -84,13 +86,21 @@ def refer(objective: Callable[..., Any] | Recipe | str) -> ObjectiveRef:
 
 
 def space_of(objective: Callable[..., Any] | Recipe | str, ref: ObjectiveRef) -> Mapping[str, Any] | None:
-    """The distributions that an objective brings with it, or None.
+    """The distributions that an objective brings with it as its ``space``, or None.
 
     Args:
         ref: its reference.
     """
-    recipe = getattr(objective if callable(objective) else load(ref), "recipe", None)
-    return dict(recipe.space) if isinstance(recipe, Recipe) and recipe.space else None
+    space = getattr(objective if callable(objective) else load(ref), "space", None)
+    if isinstance(space, Mapping) and all(isinstance(one, BaseDistribution) for one in space.values()):
+        return dict(space) or None
+    return None
+
+
+def direction_of(objective: Callable[..., Any] | Recipe | str, ref: ObjectiveRef) -> str | None:
+    """The ``direction`` that an objective brings with it, or None."""
+    direction = getattr(objective if callable(objective) else load(ref), "direction", None)
+    return direction if direction in ("minimize", "maximize") else None
 
 
 def load(ref: ObjectiveRef) -> Callable[..., Any]:
@@ -270,17 +280,12 @@ def _from_module(target: str, name: str) -> ObjectiveRef:
 
 
 def _by_reference(objective: Callable[..., Any]) -> ObjectiveRef | None:
-    """The reference of a module-level function of an importable file; None where there is none."""
-    name, module_name = getattr(objective, "__qualname__", ""), getattr(objective, "__module__", "")
-    if inspect.ismethod(objective) or not name or "<" in name:
-        return None
-    module: Any = sys.modules.get(module_name)
-    file = getattr(module, "__file__", None)
-    if module is None or not file or not Path(file).is_file():
-        return None
-    with contextlib.suppress(AttributeError):
-        if functools.reduce(getattr, name.split("."), module) is not objective:
-            return None
+    """The reference of what an importable file has under a name; None where there is none."""
+    for module_name in dict.fromkeys((getattr(objective, "__module__", ""), "__main__")):
+        module: Any = sys.modules.get(module_name)
+        file = getattr(module, "__file__", None)
+        if not file or not Path(file).is_file() or not (name := _name_in(module, objective)):
+            continue
         path = Path(file).absolute()
         if module_name != "__main__":
             return _reference(module_name, name, str(path))
@@ -289,6 +294,23 @@ def _by_reference(objective: Callable[..., Any]) -> ObjectiveRef | None:
         spec = getattr(module, "__spec__", None)  # set where "python -m package.module" was run
         return _reference(spec.name if spec is not None else _module_name(path), name, str(path))
     return None
+
+
+def _name_in(module: ModuleType, objective: Callable[..., Any]) -> str:
+    """The name of a function in its module, or of what wraps one; empty without one.
+
+    An object of a class of the user's has none: what was changed in it would stay behind.
+    """
+    name = getattr(objective, "__qualname__", "")
+    with contextlib.suppress(AttributeError):
+        if inspect.ismethod(objective) or not name or "<" in name:
+            return ""
+        found: Any = functools.reduce(getattr, name.split("."), module)
+        if found is objective:
+            return str(name)
+    if not hasattr(objective, "__wrapped__"):  # functools.wraps: its name is that of what it wraps
+        return ""
+    return next((key for key, value in vars(module).items() if value is objective), "")
 
 
 def _module_name(path: Path) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import checked_directions
+from tuner.cli.options import UNSTORED, checked_directions
 from tuner.cli.source import existing, reading
 from tuner.errors import BadInput, BadObjective, StoreUnavailable, StudyStopped
 
@@ -89,11 +89,11 @@ def print_plan(
         target=target,
         name=name,
         url=storage or store.default_url(),
-        directions=checked_directions(given["direction"]),
+        directions=checked_directions(given["direction"], target),
         sampler=given["sampler"] or "tpe",
         pruner=given["pruner"] or "median",
         seed=given["seed"] or 0,
-        settings=Settings(**{key: value for key, value in settings.items() if key != "alerts"}),
+        settings=Settings(**{key: value for key, value in settings.items() if key not in UNSTORED}),
         study=existing(name, storage, given["load_if_exists"]),
     )
     samplers.sampler(plan.sampler, 0, len(plan.directions))

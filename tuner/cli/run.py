@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from tuner.cli import defaults
 from tuner.cli.completion import file_argument, study_argument
 from tuner.cli.external import command_options, target_of
 from tuner.cli.options import (
+    UNSTORED,
     checked_directions,
     json_option,
     setting,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["resume", "run"]
 
+log = logging.getLogger(__name__)
+
 
 @click.command(short_help="Tune an objective, or run one trial of it here.")
 @file_argument
@@ -43,7 +47,7 @@ __all__ = ["resume", "run"]
     "--direction",
     multiple=True,
     metavar="minimize|maximize",
-    help="Once for each objective.  [default: minimize]",
+    help="Once for each objective.  [default: what FILE.py says, else minimize]",
 )
 @setting("--sampler", metavar="NAME", help="Such as tpe, random, 'tpe(n_startup_trials=20)'.  [default: tpe]")
 @setting("--pruner", metavar="NAME", help="Such as median, hyperband, none.  [default: median]")
@@ -114,6 +118,7 @@ def run(
     if "n_trials" not in settings and "timeout" not in settings:
         raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
     _check(objective, settings)
+    _choose_port(settings, given["log_format"])
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
 
@@ -126,7 +131,7 @@ def run(
     created = create_study(
         study,
         storage=storage,
-        directions=checked_directions(given["direction"]),
+        directions=checked_directions(given["direction"], objective),
         sampler=given["sampler"],
         pruner=given["pruner"],
         seed=given["seed"],
@@ -170,6 +175,7 @@ def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) 
     with reading(storage) as database:
         stored = known_study(database, name).settings
     changes = settings_of(given, stored)
+    _choose_port(changes, given["log_format"])
     if stored:
         Settings.from_mapping({**stored, **{key: value for key, value in changes.items() if key in _SCALARS}})
     objective = given["objective"]
@@ -203,9 +209,14 @@ _SCALARS = (
 def _driving(
     ctx: click.Context, name: str, storage: str | None, given: Mapping[str, Any]
 ) -> Iterator[Progress | bool]:
-    """The display for the length of a run, and what is said after it."""
-    display: Progress | None = None
+    """The display for the length of a run, and what is said before and after it."""
+    if given["log_format"] == "json":
+        with _logging_json(ctx, name, storage):
+            yield False
+            _conclude(name, storage, given["as_json"])
+        return
     progress = given["progress"]
+    display: Progress | None = None
     if progress or (progress is None and sys.stderr.isatty()):
         from tuner.progress import TerminalProgress
 
@@ -215,12 +226,32 @@ def _driving(
     except KeyboardInterrupt:
         if display is not None:
             display.close(None, "")
-        click.echo(f"interrupted; go on with {command('resume', name, storage)!r}", err=True)
+        click.echo(_interrupted(name, storage), err=True)
         ctx.exit(130)
     finally:
         if display is not None:
             display.close(None, "")
     _conclude(name, storage, given["as_json"])
+
+
+@contextmanager
+def _logging_json(ctx: click.Context, name: str, storage: str | None) -> Iterator[None]:
+    """Everything on standard error is a line of JSON: how the run ends, too."""
+    from tuner import logs
+
+    with logs.as_json(name):
+        try:
+            yield
+        except KeyboardInterrupt:
+            log.warning("%s", _interrupted(name, storage), extra={"event": "interrupted"})
+            ctx.exit(130)
+        except TunerError as error:
+            log.error("%s", error, extra={"event": "error", "detail": {"exit_code": error.exit_code}})
+            ctx.exit(error.exit_code)
+
+
+def _interrupted(name: str, storage: str | None) -> str:
+    return f"interrupted; go on with {command('resume', name, storage)!r}"
 
 
 def _conclude(name: str, storage: str | None, as_json: bool) -> None:
@@ -277,10 +308,23 @@ def _check(target: str | Recipe, settings: dict[str, Any]) -> None:
     from tuner.alerts import webhook
     from tuner.settings import Settings
 
-    Settings(**{name: value for name, value in settings.items() if name != "alerts"})
+    Settings(**{name: value for name, value in settings.items() if name not in UNSTORED})
     for url in settings.get("alerts", ()):
         webhook(url)
     objective.refer(target)
+
+
+def _choose_port(settings: dict[str, Any], log_format: str) -> None:
+    """Refuse a port for metrics that is taken; find one for 0, and say where they are (a log says it too)."""
+    if "metrics_port" not in settings:
+        return
+    from tuner.metrics import LOOPBACK, Endpoint
+
+    endpoint = Endpoint(settings.get("metrics_host", LOOPBACK), settings["metrics_port"])
+    settings["metrics_port"] = endpoint.port
+    endpoint.close()
+    if log_format == "text":
+        click.echo(f"metrics at {endpoint.url}", err=True)
 
 
 def _import_from_here(target: str) -> None:

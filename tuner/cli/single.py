@@ -71,7 +71,7 @@ def run_one(target: str | Recipe, storage: str | None, given: Mapping[str, Any])
     if here:
         settings = dataclasses.replace(settings, executor="inline")
     reference = objective.refer(target)
-    recipe = _recipe(given["params"], storage, given, reference.digest)
+    recipe = _recipe(target, storage, given, reference.digest)
     listener = _Printed(kept=bool(given["checkpoints"]))
     solo = Solo(make_executor(settings), listener, grace=0.0 if here else 10.0)
     with contextlib.ExitStack() as stack:
@@ -186,14 +186,15 @@ def _conclude(outcome: Outcome, listener: _Printed, recipe: _Recipe) -> int:
     raise StudyStopped(f"the trial failed: {outcome.reason}: {outcome.message}{hint}")
 
 
-def _recipe(texts: tuple[str, ...], storage: str | None, given: Mapping[str, Any], digest: str) -> _Recipe:
+def _recipe(target: str | Recipe, storage: str | None, given: Mapping[str, Any], digest: str) -> _Recipe:
+    texts: tuple[str, ...] = given["params"]
     stored = [text for text in texts if text.startswith("@")]
     if len(stored) > 1:
         raise BadInput(f"--params {stored[1]!r}: one @STUDY:TRIAL is enough")
     changes = params_of(text for text in texts if not text.startswith("@"))
     if stored:
         return _of_trial(stored[0], changes, storage, given, digest)
-    directions, final = checked_directions(given["direction"]), bool(given["final"])
+    directions, final = checked_directions(given["direction"], target), bool(given["final"])
     return _Recipe(params=changes, directions=directions, seed=given["seed"] or 0, final=final)
 
 
