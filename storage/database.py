@@ -89,6 +89,12 @@ class Database:
     Raises:
         Unavailable: cannot be reached; an older or newer schema, of Optuna or of ours: then
             nothing has been written.
+
+    Example:
+        >>> database = storage.Database("sqlite:///tuner.db")
+        >>> str(database), database.is_sqlite
+        ('sqlite:///tuner.db', True)
+        >>> database.dispose()
     """
 
     def __init__(

@@ -174,6 +174,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.integration
 def test_the_script_trains_and_goes_on_after_it_was_queued_again(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:

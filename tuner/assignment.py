@@ -17,9 +17,12 @@ class ObjectiveRef:
 
     By reference: ``file`` (absolute path), ``module`` (the name it is imported under) and
     ``name`` (dotted name inside it). By value, from notebooks, lambdas and scripts that have no
-    ``if __name__ == "__main__"`` guard: ``pickled``. Never both.
+    ``if __name__ == "__main__"`` guard: ``pickled``. Never both. By recipe: ``name`` is a function that
+    makes the objective of ``arguments``.
 
     Attributes:
+        arguments: JSON of the keyword arguments of plain data that the objective is made of; "" where it
+            is what ``name`` names.
         digest: SHA-256 of the objective's source, "" where none can be had.
         sys_path: folders that the driver could import from, put first on the worker.
         preload: installed modules that the file imports at its top; the zygote imports them once.
@@ -29,6 +32,7 @@ class ObjectiveRef:
     name: str = ""
     file: str = ""
     pickled: bytes = b""
+    arguments: str = ""
     digest: str = ""
     sys_path: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()

@@ -198,6 +198,15 @@ class DrivenStudy(optuna.Study):
         text = json.dumps(dict(detail), default=str)
         epoch = self.held.lease.epoch
         self.held.queue(AddEvent(study_uid=self.held.uid, epoch=epoch, kind=kind, detail=text, **fields))
+        if log.isEnabledFor(logging.INFO):
+            trial_id = fields.get("trial_id")
+            known = {
+                "event": kind,
+                "trial": None if trial_id is None else self.held.image.trial(trial_id).number,
+                "attempt": fields.get("attempt"),
+                "detail": detail,
+            }
+            log.info("%s %s", kind, text, extra=known)
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
         """Answer a member of ``trial.study`` in JSON form.
