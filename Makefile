@@ -1,14 +1,14 @@
-# make demo | test | test-gpu | test-integrations | lint | chaos | bench-store | bench-samplers |
-# bench-train | bench-dashboard:
-# each installs what is missing, and nothing again the second time.
+# make demo | test | test-gpu | test-integrations | lint | docs | chaos | bench-store | bench-samplers |
+# bench-train | bench-dashboard: each installs what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && { echo $$name; break; }; done)
+PROGRAMS := pyspark==4.3.0 scikit-learn tensorflow==2.21.0 tf-keras==2.21.0 tensorboard
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu test-integrations lint format chaos bench-store bench-samplers bench-train bench-dashboard install install-dev install-frameworks install-peers clean
+.PHONY: demo test test-gpu test-integrations lint format docs chaos bench-store bench-samplers bench-train bench-dashboard install install-dev install-docs install-frameworks install-peers install-programs clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -22,8 +22,9 @@ test: install-dev
 test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-# Objectives of users of other frameworks, with their callbacks of Optuna; some minutes to install them.
-test-integrations: install-frameworks
+# Objectives and programs for other frameworks, as their users write them, and what other systems show of a
+# study in Chromium; some minutes to install these.
+test-integrations: install-frameworks install-programs $(VENV)/.installed-mlflow
 	$(BIN)/python -m pytest -m integration $(ARGS)
 
 lint: install-dev
@@ -34,6 +35,10 @@ lint: install-dev
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages of docs/, and a reference of every name and command: docs/build/index.html.
+docs: install-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/build
 
 # Most of an hour: every fault for real, on us and on peers, and long random histories; the table of
 # them at the end. CHAOS_SEED=7 makes other ones, CHAOS_KILLS=50 fewer random kills.
@@ -61,6 +66,8 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 install-frameworks: $(VENV)/.installed-frameworks
 install-peers: $(VENV)/.installed-peers
+install-programs: $(VENV)-programs/.installed
+install-docs: $(VENV)/.installed-docs
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -79,7 +86,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-frameworks: $(VENV)/.installed-dev
-	$(INSTALL) --editable '.[frameworks]'
+	$(INSTALL) --editable '.[cluster,frameworks]'
 	@touch $@
 
 # The test of clocks needs faketime, which is Debian's package where we may install it.
@@ -90,5 +97,26 @@ $(VENV)/.installed-peers: $(VENV)/.installed-dev
 		echo "no faketime: the test of clocks will be skipped"
 	@touch $@
 
+# Spark and TensorFlow have an environment of their own: what Tuner starts need not share its packages. Spark
+# needs a Java, which is Debian's package where we may install it.
+$(VENV)-programs/.installed: Makefile
+	test -x $(VENV)-programs/bin/python || $(PYTHON) -m venv $(VENV)-programs
+	$(VENV)-programs/bin/python -m pip install --quiet --disable-pip-version-check $(PROGRAMS)
+	@command -v java >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq default-jre-headless >/dev/null; } || \
+		echo "no Java: the test of Spark will be skipped"
+	@touch $@
+
+# MLflow's server wants packages of other versions than ours.
+$(VENV)/.installed-mlflow: $(VENV)/.installed-dev
+	test -x $(VENV)/mlflow/bin/python || $(PYTHON) -m venv $(VENV)/mlflow
+	$(VENV)/mlflow/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3,<4'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-programs build docs/build *.egg-info

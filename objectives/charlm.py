@@ -52,6 +52,14 @@ def objective(trial: tuner.Trial) -> float:
     """Train with the trial's parameters and return the last validation loss: nats for a letter.
 
     Parameters: ``lr``, ``width`` (32 to 128), ``layers`` (1 to 4).
+
+    Example:
+        >>> study = tuner.create_study("charlm", storage="sqlite:///tuner.db", direction="minimize",
+        ...                            pruner="threshold(upper=0)")  # one epoch will do here
+        >>> study.enqueue_trial({})
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        >>> study.trials[0].state.name, len(study.trials[0].intermediate_values)
+        ('PRUNED', 1)
     """
     lr = trial.suggest_float("lr", 1e-4, 3e-2, log=True)
     width = trial.suggest_int("width", 32, 128, step=16)
@@ -185,6 +193,10 @@ def generate(part: str) -> str:
     """The sentences of ``"train"`` (about 100,000 letters) or ``"validation"`` (8,000); always the same.
 
     The two have different sentences of one grammar, short ones apart, which are in both.
+
+    Example:
+        >>> generate("validation")[:40]
+        'a bird runs. the gardens sing behind the'
     """
     numbers = random.Random({"train": 1, "validation": 2}[part])  # of random() the sequence is promised
     sentences = [sentence(numbers) for _ in range({"train": 2_500, "validation": 200}[part])]

@@ -55,6 +55,14 @@ def objective(trial: tuner.Trial) -> float:
 
     Parameters: ``lr``, ``batch_size`` (over all ranks), ``width``, ``depth``, ``dropout``,
     ``weight_decay``, ``optimizer``, and ``momentum``, ``nesterov`` (SGD) or ``beta1`` (Adam).
+
+    Example:
+        >>> study = tuner.create_study("digits-example", storage="sqlite:///tuner.db", direction="maximize",
+        ...                            pruner="threshold(lower=1)")  # one epoch will do here
+        >>> study.enqueue_trial({"width": 16, "depth": 1})
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        >>> study.trials[0].state.name, len(study.trials[0].intermediate_values)
+        ('PRUNED', 1)
     """
     width = trial.suggest_int("width", 16, 256, log=True)
     depth = trial.suggest_int("depth", 1, 3)
@@ -157,6 +165,11 @@ def evaluate_test(state: Mapping[str, Any] | Path) -> float:
 
     Args:
         state: of ``tuner.best_checkpoint(study)``.
+
+    Example:
+        >>> untrained = network(16, 1, dropout=0.0).state_dict()
+        >>> 0.0 <= evaluate_test({"width": 16, "depth": 1, "best": {"weights": untrained}}) < 0.5
+        True
     """
     assert isinstance(state, Mapping), "the checkpoints of this objective are mappings"
     model = network(state["width"], state["depth"], dropout=0.0)
@@ -174,7 +187,12 @@ def network(width: int, depth: int, dropout: float) -> nn.Sequential:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A part of the data: ``images`` (n, ...) with pixels from 0 to 1, and ``labels`` (n,)."""
+    """A part of the data: ``images`` (n, ...) with pixels from 0 to 1, and ``labels`` (n,).
+
+    Example:
+        >>> Split(images=torch.zeros(3, 64), labels=torch.zeros(3)).to(torch.device("cpu")).images.shape
+        torch.Size([3, 64])
+    """
 
     images: Tensor
     labels: Tensor
@@ -202,6 +220,10 @@ def load_data(part: str) -> Split:
 
     The split is stratified and always the same, whatever the trial's seed: trials are compared on
     the same images, and no run of any study has seen the test images.
+
+    Example:
+        >>> [len(load_data(part)) for part in ("train", "validation", "test")]
+        [1077, 360, 360]
     """
     images, labels = load_digits(return_X_y=True)
     split = functools.partial(train_test_split, test_size=360, random_state=0)

@@ -48,6 +48,14 @@ def objective(trial: tuner.Trial) -> float:
     """Train with the trial's parameters and return the last validation accuracy, 0 to 1.
 
     Parameters: ``lr``, ``channels`` (8 to 64), ``dropout``, ``batch_size`` (over all ranks).
+
+    Example:
+        >>> study = tuner.create_study("fashion", storage="sqlite:///tuner.db", direction="maximize",
+        ...                            pruner="threshold(lower=1)")  # one epoch will do here
+        >>> study.enqueue_trial({"channels": 8, "batch_size": 256})
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        >>> study.trials[0].state.name, len(study.trials[0].intermediate_values)
+        ('PRUNED', 1)
     """
     lr = trial.suggest_float("lr", 1e-3, 0.3, log=True)
     channels = trial.suggest_int("channels", 8, 64, log=True)
@@ -159,6 +167,11 @@ def load_images(part: str) -> Split:
 
     The side is 28 for Fashion-MNIST, of which both parts are cut from the training file, and 8 for
     the digits. The test file stays unread: whoever chooses by it has no test any more.
+
+    Example:
+        >>> images = load_images("validation").images
+        >>> images.shape[1], images.min().item(), images.max().item()
+        (1, 0.0, 1.0)
     """
     folder = Path(os.environ.get("FASHION_MNIST", DEBIAN))
     if not (folder / "train-images-idx3-ubyte.gz").exists():

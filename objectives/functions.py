@@ -34,6 +34,10 @@ def branin(trial: optuna.Trial) -> float:
     """Branin's function: three minima of the same value 0.397887, for x in [-5, 10] and y in [0, 15].
 
     Source: L. C. W. Dixon and G. P. Szego, Towards Global Optimisation 2, 1978.
+
+    Example:
+        >>> round(branin(optuna.trial.FixedTrial({"x": math.pi, "y": 2.275})), 6)
+        0.397887
     """
     return _branin(trial.suggest_float("x", -5.0, 10.0), trial.suggest_float("y", 0.0, 15.0))
 
@@ -45,6 +49,10 @@ def rosenbrock(trial: optuna.Trial) -> float:
     hard for a sampler that looks at one at a time.
 
     Source: H. H. Rosenbrock, The Computer Journal 3 (1960) 175, chained as is usual.
+
+    Example:
+        >>> rosenbrock(optuna.trial.FixedTrial({"x0": 1.0, "x1": 1.0, "x2": 1.0, "x3": 1.0}))
+        0.0
     """
     x = [trial.suggest_float(f"x{index}", -2.0, 2.0) for index in range(4)]
     return sum(100.0 * (b - a**2) ** 2 + (1.0 - a) ** 2 for a, b in itertools.pairwise(x))
@@ -57,6 +65,11 @@ def hartmann6(trial: optuna.Trial) -> float:
 
     Source: J. K. Hartman, Naval Research Logistics Quarterly 20 (1973) 569; constants as in Dixon
     and Szego.
+
+    Example:
+        >>> lowest = (0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573)
+        >>> round(hartmann6(optuna.trial.FixedTrial({f"x{i}": x for i, x in enumerate(lowest)})), 5)
+        -3.32237
     """
     x = [trial.suggest_float(f"x{index}", 0.0, 1.0) for index in range(6)]
     return -sum(
@@ -70,6 +83,12 @@ def constrained_branin(trial: optuna.Trial) -> float:
 
     Of the three minima only (pi, 2.275) lies in the disk, so that a sampler which does not heed the
     constraint ends outside two times in three. As always in Optuna, a constraint of at most 0 is met.
+
+    Example:
+        >>> study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+        >>> study.optimize(constrained_branin, n_trials=20)
+        >>> study.best_value == min(one.value for one in study.trials if one.constraints["disk"] <= 0)
+        True
     """
     x, y = trial.suggest_float("x", -5.0, 10.0), trial.suggest_float("y", 0.0, 15.0)
     trial.set_constraint("disk", (x - 2.5) ** 2 + (y - 7.5) ** 2 - 50.0)
@@ -83,6 +102,10 @@ def zdt1(trial: optuna.Trial) -> tuple[float, float]:
     variable are 0.
 
     Source: E. Zitzler, K. Deb and L. Thiele, Evolutionary Computation 8 (2000) 173.
+
+    Example:
+        >>> zdt1(optuna.trial.FixedTrial({f"x{i}": 0.0 for i in range(30)}))
+        (0.0, 1.0)
     """
     first, *others = [trial.suggest_float(f"x{index}", 0.0, 1.0) for index in range(30)]
     distance = 1.0 + 9.0 * sum(others) / len(others)

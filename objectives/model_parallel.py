@@ -42,6 +42,14 @@ def objective(trial: tuner.Trial) -> float:
     """Train with the trial's parameters and return the last validation accuracy, 0 to 1.
 
     Parameters: ``lr``, ``width`` (64 to 256), ``batch_size``.
+
+    Example:
+        >>> study = tuner.create_study("stages", storage="sqlite:///tuner.db", direction="maximize",
+        ...                            pruner="threshold(lower=1)")  # one epoch will do here
+        >>> study.enqueue_trial({"width": 16})
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        >>> study.trials[0].state.name, len(study.trials[0].intermediate_values)
+        ('PRUNED', 1)
     """
     lr = trial.suggest_float("lr", 1e-3, 0.1, log=True)
     width = trial.suggest_int("width", 64, 256, log=True)
@@ -78,6 +86,10 @@ def objective(trial: tuner.Trial) -> float:
 def stage_of(width: int, rank: int, world_size: int, seed: int) -> nn.Sequential:
     """This rank's part of the network: consecutive blocks, chosen by the middle of their share of all
     parameters. Every rank comes to the same cut, and makes only the blocks that it holds.
+
+    Example:
+        >>> [len(stage_of(width=32, rank=rank, world_size=2, seed=1)) for rank in (0, 1)]
+        [4, 7]
     """
     shapes = [(PIXELS, width), *[(width, width)] * (DEPTH - 1), (width, CLASSES)]
     sizes = [inputs * outputs + outputs for inputs, outputs in shapes]

@@ -39,6 +39,12 @@ def objective(trial: tuner.Trial) -> float:
     """Descend from x = 4 with the learning rate ``lr`` and return f at the end; 0 is the minimum.
 
     The user attribute ``x`` is where the descent ended.
+
+    Example:
+        >>> study = tuner.create_study("quadratic", storage="sqlite:///tuner.db")
+        >>> study.enqueue_trial({"lr": 0.5})
+        >>> tuner.optimize(study, objective, n_trials=1, executor="inline").best_value
+        0.0
     """
     lr = trial.suggest_float("lr", 1e-3, 1.2, log=True)
     mine = list(COEFFICIENTS.items())[trial.rank :: trial.world_size]  # beyond three ranks: nothing

@@ -29,7 +29,17 @@ from storage.rows import distribution
 from storage.selects import PARAMS, TRIALS, VALUES
 from storage.tables import optuna_tables
 
-__all__ = ["History", "ParamColumn", "ValueColumns", "history", "params", "space", "values", "wall_time"]
+__all__ = [
+    "History",
+    "ParamColumn",
+    "ValueColumns",
+    "history",
+    "objective_names",
+    "params",
+    "space",
+    "values",
+    "wall_time",
+]
 
 _METRIC_NAMES_KEY = "study:metric_names"  # Optuna's set_metric_names
 _CONSTRAINTS_KEY = "constraints"  # Optuna's: a list below it, or one value below "constraints:NAME"
@@ -105,7 +115,7 @@ def values(engine: Engine, name: str) -> ValueColumns:
         constraints = _feasible(connection, study_id)
         return ValueColumns(
             directions=directions,
-            names=_objective_names(connection, study_id, len(directions)),
+            names=objective_names(connection, study_id, len(directions)),
             numbers=tuple(numbers[trial_id] for trial_id in whole),
             values=tuple(
                 tuple(found[trial_id][objective] for trial_id in whole)
@@ -116,7 +126,8 @@ def values(engine: Engine, name: str) -> ValueColumns:
         )
 
 
-def _objective_names(connection: Connection, study_id: int, count: int) -> tuple[str, ...]:
+def objective_names(connection: Connection, study_id: int, count: int) -> tuple[str, ...]:
+    """Of a study with so many: the metric names, else ``value``, or ``value 0`` and so on."""
     attrs = optuna_tables["study_system_attributes"]
     query = sa.select(attrs.c.value_json).where(
         attrs.c.study_id == study_id, attrs.c.key == _METRIC_NAMES_KEY
@@ -200,8 +211,11 @@ def space(engine: Engine, name: str) -> dict[str, str]:
     """The search space as its trials drew from it: a text for each parameter, by name, sorted.
 
     Example:
-        >>> space(engine, "digits")
-        {'lr': 'float 1e-05 to 0.1, log', 'optimizer': 'adam | sgd'}
+        >>> database = storage.Database("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="space", storage=database.optuna_storage())
+        >>> study.optimize(lambda trial: trial.suggest_float("lr", 1e-5, 0.1, log=True), n_trials=1)
+        >>> space(database.engine, "space")
+        {'lr': 'float 1e-05 to 0.1, log'}
     """
     with selects.view(engine) as connection:
         study_id, _ = selects.study_ids(connection, name)

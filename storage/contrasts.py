@@ -134,8 +134,8 @@ def kolmogorov_smirnov(one: Sequence[float], other: Sequence[float]) -> float:
     """The largest distance between the empirical distribution functions of two samples.
 
     Example:
-        >>> kolmogorov_smirnov([1, 2, 3], [2, 3, 4])
-        0.3333333333333333
+        >>> kolmogorov_smirnov([1, 2, 3, 4], [2, 3, 4, 5])
+        0.25
     """
     first, second = sorted(one), sorted(other)
     most = 0.0

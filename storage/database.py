@@ -89,6 +89,12 @@ class Database:
     Raises:
         Unavailable: cannot be reached; an older or newer schema, of Optuna or of ours: then
             nothing has been written.
+
+    Example:
+        >>> database = storage.Database("sqlite:///tuner.db")
+        >>> str(database), database.is_sqlite
+        ('sqlite:///tuner.db', True)
+        >>> database.dispose()
     """
 
     def __init__(
@@ -123,6 +129,8 @@ class Database:
         return self.url.render_as_string(hide_password=False)
 
     def _next_step(self, cause: Sequence[str]) -> str:
+        if not self.is_sqlite and any("password" in line for line in cause[:1]):
+            return "; keep it in ~/.pgpass or $PGPASSWORD, or the whole URL in $TUNER_STORAGE"
         refused = not self.is_sqlite and any("connect" in line.lower() for line in cause[:1])
         return "; check that the server runs, and its host and port in the URL" if refused else ""
 

@@ -16,7 +16,15 @@ __all__ = ["Held", "LeaseLost", "Refused", "StorageError", "Unavailable", "Unkno
 
 
 class StorageError(Exception):
-    """The base of storage's errors; the message is one line for a person."""
+    """The base of storage's errors; the message is one line for a person.
+
+    Example:
+        >>> try:
+        ...     storage.SqlStorage("sqlite:////nowhere/tuner.db")
+        ... except storage.StorageError as error:
+        ...     print(type(error).__name__)
+        Unavailable
+    """
 
 
 class Unavailable(StorageError):
@@ -24,6 +32,11 @@ class Unavailable(StorageError):
 
     Attributes:
         passing: trying again can help: the connection, a lock, a full disk.
+
+    Example:
+        >>> storage.SqlStorage("sqlite:////nowhere/tuner.db")
+        Traceback (most recent call last):
+        storage.errors.Unavailable: ...
     """
 
     def __init__(self, message: str, *, passing: bool = False) -> None:
@@ -32,16 +45,45 @@ class Unavailable(StorageError):
 
 
 class UnknownStudy(StorageError):
-    """No study of that name is in the database (any more)."""
+    """No study of that name is in the database (any more).
+
+    Example:
+        >>> with storage.SqlStorage("sqlite:///tuner.db").lease("nothing"):
+        ...     pass
+        Traceback (most recent call last):
+        storage.errors.UnknownStudy: ...
+    """
 
 
 class Held(StorageError):
-    """Another live driver holds the study."""
+    """Another live driver holds the study.
+
+    Example:
+        >>> optuna_storage = storage.SqlStorage("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="held-twice", storage=optuna_storage)
+        >>> with optuna_storage.lease("held-twice"), storage.SqlStorage("sqlite:///tuner.db").lease("held-twice"):
+        ...     pass
+        Traceback (most recent call last):
+        storage.errors.Held: ...
+    """
 
 
 class LeaseLost(StorageError):
-    """Another driver took the study over; nothing of this transaction was written."""
+    """Another driver took the study over; nothing of this transaction was written.
+
+    Example:
+        >>> issubclass(storage.LeaseLost, storage.StorageError)  # catch it where a block holds a lease
+        True
+    """
 
 
 class Refused(StorageError, ValueError):
-    """A value that cannot be stored on every database."""
+    """A value that cannot be stored on every database.
+
+    Example:
+        >>> optuna_storage = storage.SqlStorage("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="refused", storage=optuna_storage)
+        >>> study.set_user_attr("note", "a NUL: " + chr(0))
+        Traceback (most recent call last):
+        storage.errors.Refused: ...
+    """

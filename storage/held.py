@@ -31,6 +31,7 @@ from storage.fence import gone
 from storage.held_storage import HeldStorage
 from storage.image import StudyImage
 from storage.journal import Journal
+from storage.latency import Commits
 from storage.lease import Lease
 from storage.rows import read_trials
 from storage.studies import StudyRecord
@@ -109,6 +110,13 @@ class HeldStudy:
         refreshed: when :meth:`refresh` was last through, on the monotonic clock.
         attributes_set: counts the attributes of the study that were set here.
         refused: what the database refused although nobody waited for it: trial id and why.
+
+    Example:
+        >>> optuna_storage = storage.SqlStorage("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="flushed", storage=optuna_storage)
+        >>> with optuna_storage.lease("flushed") as held:
+        ...     study.set_user_attr("note", "durable within half a second")
+        ...     done = held.flush()  # now
     """
 
     def __init__(
@@ -152,6 +160,16 @@ class HeldStudy:
     def returned(self) -> int:
         """How often the database came back: a claim of a trial may have been applied meanwhile."""
         return self._journal.returned
+
+    @property
+    def commits(self) -> Commits:
+        """How long commits took so far."""
+        return self._writer.latencies.taken()
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait to be committed."""
+        return self._writer.queued
 
     def queue(self, *writes: Write, then: Any = None) -> None:
         """Add writes that are durable within half a second, and with the next :meth:`flush`.

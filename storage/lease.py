@@ -37,6 +37,18 @@ class Lease:
         study_name: for messages.
         run: mark of this driver's run, kept with the owner.
         duration: seconds after which a counter that did not move permits a take-over.
+
+    Example:
+        >>> optuna_storage = storage.SqlStorage("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="leased", storage=optuna_storage)
+        >>> from storage import studies
+        >>> database = storage.Database("sqlite:///tuner.db")
+        >>> record = studies.register(database, "leased", seed=1, sampler=None, pruner=None)
+        >>> lease = storage.Lease(database, record.uid, study_name="leased", run="mine")
+        >>> lease.acquire()
+        >>> lease.epoch, lease.lost
+        (1, False)
+        >>> lease.release()
     """
 
     def __init__(

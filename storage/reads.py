@@ -137,8 +137,16 @@ def trials(
         Refused: there is no such order.
 
     Example:
-        >>> where = [ParamFilter(name="lr", high=0.1), ValueFilter(low=0.9)]
-        >>> reads.trials(engine, "digits", where=where, sort="param:lr", descending=False)
+        >>> from storage.filters import ParamFilter
+        >>> database = storage.Database("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="listed", storage=database.optuna_storage())
+        >>> for lr in (0.3, 0.2, 0.1):
+        ...     study.enqueue_trial({"lr": lr})
+        >>> study.optimize(lambda trial: trial.suggest_float("lr", 0, 1), n_trials=3)
+        >>> low = trials(database.engine, "listed", where=[ParamFilter(name="lr", high=0.2)], sort="param:lr",
+        ...              descending=False)
+        >>> [row.params["lr"] for row in low.rows], low.total
+        ([0.1, 0.2], 2)
     """
     with selects.view(engine) as connection:
         study_id, uid = selects.study_ids(connection, name)
@@ -180,7 +188,7 @@ def trial(engine: Engine, name: str, number: int) -> TrialDetail | None:
         if uid and selects.have_ours(connection):
             ours = {
                 "superseded": selects.superseded(connection, uid, trial_id),
-                "metrics": selects.metrics(connection, uid, trial_id),
+                "metrics": selects.metrics_of(connection, uid, [trial_id]).get(trial_id, {}),
                 "attempt_rows": selects.attempt_rows(connection, uid, trial_id),
                 "checkpoint_parts": tuple(selects.checkpoint_parts(connection, uid, trial_id)),
                 "event_rows": tuple(selects.event_rows(connection, uid, trial_id, 200)),
@@ -240,11 +248,15 @@ def changes(engine: Engine, name: str, since: Cursor | None = None, *, limit: in
             answer is ``anew``: to read the page again is cheaper.
 
     Example:
-        >>> cursor = reads.changes(engine, "digits").cursor
-        >>> page = reads.trials(engine, "digits")
-        >>> changes = reads.changes(engine, "digits", cursor)  # some time later
-        >>> [(row.number, row.state) for row in changes.trials], changes.reports
-        ([(7, 'COMPLETE'), (9, 'RUNNING')], {7: ((4, 0.91),), 9: ((0, 0.42),)})
+        >>> database = storage.Database("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="watched", storage=database.optuna_storage())
+        >>> cursor = changes(database.engine, "watched").cursor
+        >>> page = trials(database.engine, "watched")
+        >>> trial = study.ask()
+        >>> trial.report(0.42, step=0)
+        >>> later = changes(database.engine, "watched", cursor)
+        >>> [(row.number, row.state) for row in later.trials], later.reports
+        ([(0, 'RUNNING')], {0: ((0, 0.42),)})
     """
     with selects.view(engine) as connection:
         return look(connection, name, since, limit)

@@ -35,7 +35,7 @@ __all__ = [
     "event_rows",
     "from_json",
     "have_ours",
-    "metrics",
+    "metrics_of",
     "params_of",
     "study_ids",
     "study_rows",
@@ -328,14 +328,22 @@ def superseded(connection: Connection, uid: str, trial_id: int) -> tuple[tuple[i
     return tuple((row.attempt, row.step, unstored(row.value, row.value_type)) for row in rows)
 
 
-def metrics(connection: Connection, uid: str, trial_id: int) -> dict[str, tuple[CurvePoint, ...]]:
-    """Further metrics; of a step that several attempts logged, the last one's value."""
+def metrics_of(
+    connection: Connection, uid: str, ids: Sequence[int]
+) -> dict[int, dict[str, tuple[CurvePoint, ...]]]:
+    """Further metrics by trial and name; of a step that several attempts logged, the last one's value."""
+    if not uid or not have_ours(connection):
+        return {}
     table = tables.metrics
-    query = sa.select(table).where(table.c.study_uid == uid, table.c.trial_id == trial_id)
-    found: dict[str, dict[int, float]] = {}
+    query = sa.select(table).where(table.c.study_uid == uid, among(connection, table.c.trial_id, ids))
+    found: dict[int, dict[str, dict[int, float]]] = {}
     for row in connection.execute(query.order_by(table.c.id)):
-        found.setdefault(row.name, {})[row.step] = unstored(row.value, row.value_type)
-    return {name: tuple(sorted(points.items())) for name, points in found.items()}
+        of_trial = found.setdefault(row.trial_id, {})
+        of_trial.setdefault(row.name, {})[row.step] = unstored(row.value, row.value_type)
+    return {
+        trial_id: {name: tuple(sorted(points.items())) for name, points in of_trial.items()}
+        for trial_id, of_trial in found.items()
+    }
 
 
 def event_rows(

@@ -46,10 +46,12 @@ class SqlStorage(BaseStorage):
         Unavailable: cannot be reached, or of another schema; nothing was written.
 
     Example:
-        >>> storage = SqlStorage("sqlite:///tuner.db")  # doctest: +SKIP
-        >>> study = optuna.create_study(study_name="s", storage=storage)  # doctest: +SKIP
-        >>> with storage.lease("s"):  # doctest: +SKIP
-        ...     study.optimize(objective, n_trials=1000)
+        >>> sql = SqlStorage("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="fast", storage=sql)
+        >>> with sql.lease("fast"):
+        ...     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=20)
+        >>> len(study.trials)
+        20
     """
 
     def __init__(self, url: str, *, timeout: float = 30.0) -> None:

@@ -46,6 +46,13 @@ class StudyRecord:
         objective: reference as plain data; None where it was sent by value, or never run.
         settings: what ``optimize`` was last called with, as plain data.
         stop_reason: why the last run ended, or None.
+
+    Example:
+        >>> optuna_storage = storage.SqlStorage("sqlite:///tuner.db")
+        >>> study = optuna.create_study(study_name="recorded", storage=optuna_storage)
+        >>> from storage import studies
+        >>> studies.find(storage.Database("sqlite:///tuner.db"), "recorded").directions
+        ('minimize',)
     """
 
     name: str

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from storage.errors import Refused, StorageError, Unavailable
+from storage.latency import Latencies
 from storage.writes import Write
 
 __all__ = ["PACE", "PENDING", "Ticket", "Writer"]
@@ -86,6 +87,9 @@ class Writer:
         tend: called by the thread a few times a second with the lock that keeps commits out.
         refused: called for a write that nobody awaited and that the database refused.
         gap: leave gaps for programs that poll for the lock.
+
+    Attributes:
+        latencies: of the commits.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Writer:
         self._tend = tend
         self._refused = refused
         self._gap = gap
+        self.latencies = Latencies()
         self._queue: list[Write] = []
         self._tickets: list[Ticket] = []
         self._gathering = threading.Lock()
@@ -109,6 +114,11 @@ class Writer:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tuner-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait to be committed."""
+        return len(self._queue)
 
     def add(self, writes: Sequence[Write], then: Callable[[Sequence[Any]], None] | None = None) -> None:
         """Add writes that are durable within :data:`PACE`, in order."""
@@ -176,6 +186,8 @@ class Writer:
         began = time.perf_counter()
         try:
             self._apply(writes, tickets)
+            if writes:
+                self.latencies.add(time.perf_counter() - began)
         except StorageError as error:
             for ticket in tickets:
                 ticket.fail(error)

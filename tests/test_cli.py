@@ -134,7 +134,7 @@ def test_every_reading_command_takes_storage_and_json(run: Run, made: Path, name
 
 BAD_USE = {
     "unknown command": (["frobnicate"], "No such command 'frobnicate'"),
-    "no objective": (["run"], "Missing argument"),
+    "no objective": (["run"], "name an objective"),
     "no study": (["run", "cli_objectives.py", "--trials", "3"], "--study NAME is missing"),
     "no end": (["run", "cli_objectives.py", "--study", "n"], "--trials N or --timeout"),
     "no file": (["run", "nofile.py", "--study", "n", "--trials", "3"], "there is no file nofile.py"),

@@ -117,7 +117,7 @@ def test_a_spreadsheet_runs_nothing_from_a_study(run: Run, tmp_path: Path) -> No
     ("arguments", "says", "code"),
     [
         (["export", "s", "--format", "xml"], "'xml'", 2),
-        (["export", "s", "--format", "parquet"], "not built yet", 2),
+        (["export", "s", "--format", "parquet"], "parquet needs a file", 2),
         (["export", "none"], "'none'", 2),
         (["export", "s", "--output", "no/where.csv"], "no/where.csv", 2),
         (["copy", "sqlite:///tuner.db", "mysql://x/y"], "mysql", 2),

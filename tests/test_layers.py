@@ -36,7 +36,8 @@ RANK = (
     "tuner.trial",
 )
 DOORS = {
-    "ray": ("tuner.dispatch",),
+    # compat: Ray Tune's domains and session, for those who have code for it; it runs nothing on Ray
+    "ray": ("tuner.dispatch", "tuner.compat"),
     "streamlit": ("dashboard",),
     "altair": ("dashboard",),
     "plotly": ("dashboard",),
@@ -48,7 +49,14 @@ DOORS = {
     "lightning": ("tuner.lightning",),
     "rich": ("tuner.cli", "tuner.notebook", "tuner.progress", "tuner.redraw", "objectives"),
     "IPython": ("tuner.notebook",),
+    "mpi4py": ("objectives.programs",),
+    "pyspark": ("objectives.programs",),
+    "tensorflow": ("objectives.programs",),
     "click": ("tuner.cli",),
+    "mlflow": ("tuner.exporters.mlflow",),
+    "prometheus_client": ("tuner.metrics",),
+    "tensorboard": ("objectives.external.metrics", "tuner.exporters.tensorboard"),
+    "wandb": ("tuner.exporters.wandb",),
 }
 
 

@@ -18,17 +18,21 @@ from typing import TYPE_CHECKING, Any
 from tuner.shadow import check_path
 
 if TYPE_CHECKING:
+    from tuner import compat as compat
+    from tuner import exporters as exporters
     from tuner import lightning as lightning
     from tuner import torch as torch
     from tuner.checkpoint import Checkpoint, load_checkpoint
     from tuner.errors import (
         BadCheckpoint,
         BadInput,
+        BadMetric,
         BadObjective,
         CheckpointNotSaved,
         ClusterUnavailable,
         Infeasible,
         Interrupted,
+        ProgramFailed,
         StoreUnavailable,
         StudyExists,
         StudyHeld,
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     )
     from tuner.figures import plot
     from tuner.optimize import optimize, resume
+    from tuner.program import Program
+    from tuner.recipe import Recipe
     from tuner.resources import Resources
     from tuner.retry import Again, Retry
     from tuner.sharing import shared
@@ -51,6 +57,7 @@ __all__ = [
     "Again",
     "BadCheckpoint",
     "BadInput",
+    "BadMetric",
     "BadObjective",
     "Checkpoint",
     "CheckpointNotSaved",
@@ -58,6 +65,9 @@ __all__ = [
     "Faults",
     "Infeasible",
     "Interrupted",
+    "Program",
+    "ProgramFailed",
+    "Recipe",
     "Resources",
     "Retry",
     "Simulation",
@@ -83,6 +93,8 @@ _HOMES = {
     "tuner.checkpoint": ("Checkpoint", "load_checkpoint"),
     "tuner.figures": ("plot",),
     "tuner.optimize": ("optimize", "resume"),
+    "tuner.program": ("Program",),
+    "tuner.recipe": ("Recipe",),
     "tuner.resources": ("Resources",),
     "tuner.retry": ("Again", "Retry"),
     "tuner.sharing": ("shared",),
@@ -90,7 +102,7 @@ _HOMES = {
     "tuner.studies": ("best_checkpoint", "create_study", "load_study"),
     "tuner.trial": ("Trial",),
 }
-_PACKAGES = ("lightning", "torch")
+_PACKAGES = ("compat", "exporters", "lightning", "torch")
 """Not in ``__all__``: a star import must not put ours in the place of PyTorch."""
 
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

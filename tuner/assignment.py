@@ -17,9 +17,12 @@ class ObjectiveRef:
 
     By reference: ``file`` (absolute path), ``module`` (the name it is imported under) and
     ``name`` (dotted name inside it). By value, from notebooks, lambdas and scripts that have no
-    ``if __name__ == "__main__"`` guard: ``pickled``. Never both.
+    ``if __name__ == "__main__"`` guard: ``pickled``. Never both. By recipe: ``name`` is a function that
+    makes the objective of ``arguments``.
 
     Attributes:
+        arguments: JSON of the keyword arguments of plain data that the objective is made of; "" where it
+            is what ``name`` names.
         digest: SHA-256 of the objective's source, "" where none can be had.
         sys_path: folders that the driver could import from, put first on the worker.
         preload: installed modules that the file imports at its top; the zygote imports them once.
@@ -29,6 +32,7 @@ class ObjectiveRef:
     name: str = ""
     file: str = ""
     pickled: bytes = b""
+    arguments: str = ""
     digest: str = ""
     sys_path: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
@@ -77,6 +81,7 @@ class Assignment:
         checkpoints: fsspec URI or folder of this trial; attempts are folders below it.
         env: environment variables for the ranks, values included; never stored.
         folder: the driver's working folder, what is in it is in the rank's too where the node has it.
+        sent: the folder of the driver's machine of which every node has a copy, for a rank its copy; or "".
         can_prune: False where the pruner can never say True, so ``should_prune`` need not ask.
         strict: a fixed parameter that its distribution does not hold is an error, not a warning.
         alone: nothing else of ours runs on its node meanwhile.
@@ -107,6 +112,7 @@ class Assignment:
     resume: Resume | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
+    sent: str = ""
     can_prune: bool = True
     grace: float = 10.0
     alone: bool = False

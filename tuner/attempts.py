@@ -79,6 +79,7 @@ class Running:
         began, reported: on the monotonic clock: its start, and its last word; ``began`` is None
             while it waits for a place.
         ranks: its processes.
+        devices: GPUs that they hold, each with its host.
         resume: the checkpoint that it started from, or None.
         ended: its outcome is recorded; its processes are still leaving.
         killed: its end was ordered.
@@ -92,6 +93,7 @@ class Running:
     began: float | None
     reported: float
     ranks: int = 1
+    devices: frozenset[str] = frozenset()
     resume: Resume | None = None
     ended: bool = False
     killed: bool = False

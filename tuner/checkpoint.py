@@ -56,6 +56,17 @@ class Checkpoint:
             folder that ``trial.checkpoint_dir`` made.
         parts: of all ranks that saved it, by rank, so that another number of ranks can read them;
             not verified, but for the one that ``state`` is.
+
+    Example:
+        >>> def objective(trial):
+        ...     saved = trial.load_checkpoint()
+        ...     for epoch in range(saved.step + 1 if saved else 0, 3):
+        ...         trial.save_checkpoint({"epoch": epoch}, step=epoch)
+        ...     return 0.0
+        >>> study = tuner.create_study("three-epochs", storage="sqlite:///tuner.db")
+        >>> best = tuner.best_checkpoint(tuner.optimize(study, objective, n_trials=1, executor="inline"))
+        >>> best.step, best.state
+        (2, {'epoch': 2})
     """
 
     step: int

@@ -78,6 +78,8 @@ KEYS: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "executor": _TEXT,
     "isolation": _TEXT,
     "env": _TEXTS,
+    "working_dir": _TEXT,
+    "runtime_env": _TEXT,
     "alerts": _TEXTS,
     "progress": _FLAG,
     "dashboard.host": _TEXT,
@@ -88,7 +90,14 @@ KEYS: Mapping[str, tuple[str, tuple[type, ...]]] = {
 }
 """Every key, with what its value is: in words, and as types."""
 
-_FILES = ("checkpoints", "dashboard.password_file", "dashboard.cert", "dashboard.key")
+_FILES = (
+    "checkpoints",
+    "working_dir",
+    "runtime_env",
+    "dashboard.password_file",
+    "dashboard.cert",
+    "dashboard.key",
+)
 _PASSWORD = re.compile(r"://[^/@]*:[^/@]+@|[?&]password=[^&]", re.IGNORECASE)
 
 

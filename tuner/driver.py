@@ -26,7 +26,7 @@ from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.commands import Commands
 from tuner.dispatch.base import Cluster, Executor
-from tuner.errors import BadInput, ClusterUnavailable, StudyHeld, StudyStopped
+from tuner.errors import BadInput, BadObjective, ClusterUnavailable, StudyHeld, StudyStopped
 from tuner.job import Job, assignment, wanted
 from tuner.messages import (
     Ended,
@@ -40,7 +40,7 @@ from tuner.messages import (
 from tuner.outcome import Outcome, Reason
 from tuner.resources import Resources, alternatives
 from tuner.signals import Signals
-from tuner.snapshot import Progress, Snapshot
+from tuner.snapshot import Measured, Progress, Snapshot
 from tuner.study import DrivenStudy
 from tuner.takeover import TakeOver
 
@@ -95,6 +95,10 @@ class Driver:
         self._interrupting = False
         self._failure = ""  # why the study stops without what was asked
         self._reasons: collections.Counter[str] = collections.Counter()
+        self._outcomes: collections.Counter[str] = collections.Counter()
+        self._reports = 0
+        self._started_at = time.time()
+        self._best: tuple[int, float | None] = (-1, None)  # of so many COMPLETE trials
         self._failures_in_a_row: list[Outcome] = []
         self._finished_here = 0
         self._returns = 0
@@ -154,11 +158,18 @@ class Driver:
         return reason
 
     def _probe(self) -> None:
-        """Whether every node reaches the folder of the checkpoints, before anything is written.
+        """Whether every node has the objective and the folder of the checkpoints, before anything is written.
 
         Raises:
-            BadInput: one does not, and the folder was named by the user.
+            BadObjective: one has not the objective's file, or another one.
+            BadInput: one does not reach the folder, and it was named by the user.
         """
+        if lacking := self._executor.lacking(self._job.objective):
+            where = "; ".join(f"{host}: {why}" for host, why in sorted(lacking.items()))
+            raise BadObjective(
+                f"not every node has the objective ({where}); send its folder with --working-dir DIR or "
+                "runtime_env={'working_dir': DIR}, or put it where all nodes see it under one path"
+            )
         wrong = self._executor.probe(self._job.checkpoints)
         if not wrong:
             return
@@ -231,6 +242,8 @@ class Driver:
         if now >= self._next_flush:
             self._flush()
             self._next_flush = now + FLUSH_EVERY
+            if self._job.publish is not None:
+                self._job.publish(self._measured())
         self._say_what_it_does()
         if now >= self._next_refresh:
             try:
@@ -405,6 +418,7 @@ class Driver:
             case Started(ranks=ranks):
                 self._attempts.place(running, ranks)
                 running.ranks = len(ranks)
+                running.devices = frozenset(f"{one.host}/{gpu}" for one in ranks for gpu in one.devices)
                 running.began = running.reported = time.monotonic()
             case Output(text=text):
                 self._attempts.follow(running, text)
@@ -416,6 +430,7 @@ class Driver:
             case message:
                 if isinstance(message, Report):
                     running.reported = time.monotonic()
+                    self._reports += 1
                 self._study.apply(running.trial_id, running.attempt, message)
 
     def _end(self, running: Running, outcome: Outcome, may_live: float = 0.0) -> None:
@@ -424,6 +439,7 @@ class Driver:
         if may_live:
             self._due.append(self._attempts.out_of_reach(running, outcome, may_live))
             return
+        self._outcomes[outcome.reason] += 1
         try:
             result = self._attempts.end(running, outcome)
         except storage.Refused as error:  # the trial must not stay open for it
@@ -455,7 +471,8 @@ class Driver:
         if state is TrialState.FAIL:
             text = f"trial {number} failed: {outcome.reason}: {outcome.message}"
             if self._progress is None and self._reasons[outcome.reason] < LOGGED:
-                log.warning("%s", text)  # a display shows them itself
+                known = {"event": "trial_failed", "trial": number, "attempt": running.attempt}
+                log.warning("%s", text, extra=known)  # a display shows them itself
             alerts.send("trial_failed", text, trial=number, reason=outcome.reason, message=outcome.message)
         if not alerts or state is not TrialState.COMPLETE or len(outcome.values) != 1:
             return
@@ -566,4 +583,35 @@ class Driver:
             slots=self._slots(),
             cluster=self._cluster.description,
             phase=self._phase,
+        )
+
+    def _measured(self) -> Measured:
+        states = self._held.image.counts
+        if self._best[0] != states[TrialState.COMPLETE]:
+            trials = self._held.image.trials((TrialState.COMPLETE,))
+            leader = snapshot.best(trials, self._held.record.directions)
+            self._best = states[TrialState.COMPLETE], leader.value if leader else None
+        here = [running for running in self._running.values() if not running.ended]
+        placed = [running for running in here if running.began is not None]
+        return Measured(
+            study=self._study.study_name,
+            states={state.name: states[state] for state in TrialState},
+            n_trials=self._settings.n_trials,
+            outcomes=dict(self._outcomes),
+            reports=self._reports,
+            commits=self._held.commits,
+            queues={
+                "writes": self._held.queued,
+                "retries": len(self._due),
+                "resources": len(here) - len(placed),
+                "enqueued": states[TrialState.WAITING],
+            },
+            slots=self._slots(),
+            busy=len(placed),
+            ranks=sum(running.ranks for running in placed),
+            devices=len(frozenset().union(*(running.devices for running in placed))),
+            away=self._held.away,
+            best=self._best[1],
+            began=self._started_at,
+            at=time.time(),
         )

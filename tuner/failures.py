@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from tuner.errors import CheckpointNotSaved
+from tuner.errors import BadMetric, CheckpointNotSaved, ProgramFailed
 from tuner.outcome import Outcome, Reason
 
 __all__ = ["raised", "stopped", "storable"]
@@ -27,19 +27,24 @@ def raised(error: BaseException, reason: Reason | None = None, message: str | No
     """The outcome of an attempt that ended with this exception.
 
     Args:
-        reason: by default EXCEPTION, or what it says: memory ran out, no checkpoint was saved, a GPU broke.
+        reason: by default EXCEPTION, or what it says: memory ran out, no checkpoint was saved, a GPU broke,
+            an external program was killed.
         message: instead of the exception's type and the first line of its text.
     """
     if reason is None:
         reason = Reason.OOM if _is_out_of_memory(error) else Reason.EXCEPTION
         if isinstance(error, CheckpointNotSaved):
             reason = Reason.CHECKPOINT_NOT_SAVED
+        elif isinstance(error, ProgramFailed):
+            reason = Reason(error.reason)
+        elif isinstance(error, BadMetric):
+            reason = Reason.BAD_VALUE
         elif _is_hardware(error):
             reason = Reason.DEVICE_FAILED
     return Outcome(
         reason=reason,
         message=_message(_line(error) if message is None else message),
-        traceback=_own_traceback(error),
+        traceback=_tail(error.tail) if isinstance(error, ProgramFailed) else _own_traceback(error),
         exception=_type_name(error),
     )
 
@@ -78,8 +83,13 @@ def _own_traceback(error: BaseException) -> str:
     frame = error.__traceback__
     while frame is not None and _is_ours(frame):
         frame = frame.tb_next
-    text = storable("".join(traceback.format_exception(type(error), error, frame)))
-    return text if len(text) <= _MAX_TRACEBACK else f"...{text[-_MAX_TRACEBACK:]}"  # where it was raised
+    return _tail("".join(traceback.format_exception(type(error), error, frame)))
+
+
+def _tail(text: str) -> str:
+    """Its end says where it was raised."""
+    text = storable(text)
+    return text if len(text) <= _MAX_TRACEBACK else f"...{text[-_MAX_TRACEBACK:]}"
 
 
 def _is_ours(frame: TracebackType) -> bool:

@@ -16,6 +16,7 @@ from tuner.attempts import Due
 from tuner.resources import Resources, alternatives, chosen
 from tuner.seeds import trial_seed
 from tuner.settings import Settings
+from tuner.snapshot import Measured
 from tuner.study import DrivenStudy, Space
 
 __all__ = ["Callback", "Job", "assignment", "wanted"]
@@ -34,6 +35,7 @@ class Job:
         checkpoints: folder or URI of the study's checkpoints.
         provenance: plain data, recorded with every attempt.
         alerts: told of what happens.
+        publish: given the run in numbers some times a second; None: nobody asks for them.
         grace: seconds that a trial which is asked to stop has to checkpoint.
     """
 
@@ -46,6 +48,7 @@ class Job:
     provenance: dict[str, object] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
     alerts: Alerts = field(default_factory=lambda: Alerts((), ""))
+    publish: Callable[[Measured], None] | None = None
     grace: float = 10.0
 
 

@@ -67,6 +67,13 @@ class TunerEnvironment(ClusterEnvironment):
 
     Args:
         trial: gives rank, local rank and world size.
+
+    Example:
+        >>> from types import SimpleNamespace as Place
+        >>> trial = Place(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
+        >>> environment = tuner.lightning.TunerEnvironment(trial)
+        >>> environment.world_size(), environment.creates_processes_externally
+        (2, True)
     """
 
     def __init__(self, trial: Trial) -> None:
@@ -122,6 +129,12 @@ class TunerStrategy(DDPStrategy):
     Args:
         trial: gives the device and the world size.
         options: of Lightning's ``DDPStrategy``.
+
+    Example:
+        >>> from types import SimpleNamespace as Place
+        >>> trial = Place(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
+        >>> tuner.lightning.TunerStrategy(trial, find_unused_parameters=True).root_device
+        device(type='cpu')
     """
 
     def __init__(self, trial: Trial, **options: Any) -> None:
@@ -145,9 +158,16 @@ def trainer_options(trial: Trial, **options: Any) -> dict[str, Any]:
     Args:
         options: of Lightning's ``DDPStrategy``, such as ``find_unused_parameters=True``.
 
-    Example::
+    In an objective::
 
         trainer = Trainer(max_epochs=10, **tuner.lightning.trainer_options(trial))
+
+    Example:
+        >>> from types import SimpleNamespace as Place
+        >>> trial = Place(rank=0, local_rank=0, world_size=2, device=torch.device("cpu"))
+        >>> options = tuner.lightning.trainer_options(trial)
+        >>> options["devices"], type(options["strategy"]).__name__
+        (1, 'TunerStrategy')
     """
     plain = {"accelerator": "gpu" if trial.device.type == "cuda" else "cpu", "devices": 1, "num_nodes": 1}
     if trial.world_size == 1:
@@ -178,6 +198,15 @@ class TunerCallback(pl.callbacks.Checkpoint):
     Raises:
         optuna.TrialPruned, tuner.Interrupted: out of ``Trainer.fit``; let them pass.
         BadInput: the metric was not logged.
+
+    Example:
+        >>> from types import SimpleNamespace as Place
+        >>> trial = Place(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+        >>> callback = tuner.lightning.TunerCallback(trial, monitor="val/accuracy", checkpoint_every=5)
+        >>> trainer = pl.Trainer(max_epochs=10, logger=False, callbacks=[callback],
+        ...                      **tuner.lightning.trainer_options(trial))
+        >>> trainer.num_devices
+        1
     """
 
     def __init__(self, trial: Trial, monitor: str, *, checkpoint_every: int = 1) -> None:

@@ -32,6 +32,7 @@ __all__ = [
 
 FRAME_EVERY = 0.5  # seconds at least between frames: each is sent to a browser
 RUNNING = 12  # running trials of a frame
+WIDTH, HEAD = 160, 7  # cells of a frame's lines, and how many of them say other things
 BEST = 5  # trials of a study's table
 COLUMNS = 10  # parameters of a study's table
 LONGEST = 80  # characters of a cell
@@ -154,10 +155,15 @@ def progress_bundle(snapshot: Snapshot, running: int, said: str = "") -> dict[st
 
     from tuner.progress import frame
 
-    lines = [*frame(snapshot, max_running=running), *([Text(said)] if said else [])]
+    lines = [*frame(snapshot, width=WIDTH, height=HEAD + running), *([Text(said)] if said else [])]
     # force_jupyter: else rich shows each line itself
     console = Console(
-        file=io.StringIO(), record=True, width=160, force_terminal=True, force_jupyter=False, highlight=False
+        file=io.StringIO(),
+        record=True,
+        width=WIDTH,
+        force_terminal=True,
+        force_jupyter=False,
+        highlight=False,
     )
     for one in lines:
         console.print(one, no_wrap=True, overflow="ellipsis", crop=True)

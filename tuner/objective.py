@@ -4,7 +4,8 @@ An objective travels as (file, module name, name, digest) and is imported on the
 its module name, so that DataLoader's spawn, pickling of its classes and its relative helpers
 work as in a script. It travels by value (cloudpickle) only where there is no file to import:
 notebooks, lambdas and closures, and a script that would run its whole study again when it is
-imported, because it has no ``if __name__ == "__main__"`` guard.
+imported, because it has no ``if __name__ == "__main__"`` guard. One that a recipe makes travels, and is
+stored, as the recipe.
 """
 
 from __future__ import annotations
@@ -20,26 +21,30 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import cloudpickle
+from optuna.distributions import BaseDistribution
 
 from tuner import by_value
 from tuner.assignment import ObjectiveRef
-from tuner.errors import BadObjective
+from tuner.errors import BadInput, BadObjective
+from tuner.recipe import Recipe
 from tuner.shadow import OWN_PACKAGES, check_folder
 
 __all__ = [
     "describe",
+    "direction_of",
     "from_json",
     "imports",
     "load",
     "member",
     "refer",
     "refuse_while_importing",
+    "space_of",
     "to_json",
 ]
 
@@ -62,17 +67,40 @@ def refuse_while_importing() -> None:
         raise BadObjective("an objective cannot start a study of its own: it runs on a worker")
 
 
-def refer(objective: Callable[..., Any] | str) -> ObjectiveRef:
-    """The reference of an objective: a callable, ``"FILE.py:NAME"`` or ``"package.module:NAME"``.
+def refer(objective: Callable[..., Any] | Recipe | str) -> ObjectiveRef:
+    """The reference of an objective: a callable, a recipe, ``"FILE.py:NAME"`` or ``"package.module:NAME"``.
 
     Raises:
         BadObjective: it is not there, cannot be imported, is not callable, or cannot be sent.
     """
     if isinstance(objective, str):
         return _from_text(objective)
+    if isinstance(objective, Recipe):
+        return _by_recipe(objective.factory, objective.arguments)
     if not callable(objective):
         raise BadObjective(f"the objective {objective!r} is not callable; give a function of the trial")
+    recipe = getattr(objective, "recipe", None)
+    if isinstance(recipe, Recipe):
+        return _by_recipe(recipe.factory, recipe.arguments)
     return _by_reference(objective) or _by_value(objective)
+
+
+def space_of(objective: Callable[..., Any] | Recipe | str, ref: ObjectiveRef) -> Mapping[str, Any] | None:
+    """The distributions that an objective brings with it as its ``space``, or None.
+
+    Args:
+        ref: its reference.
+    """
+    space = getattr(objective if callable(objective) else load(ref), "space", None)
+    if isinstance(space, Mapping) and all(isinstance(one, BaseDistribution) for one in space.values()):
+        return dict(space) or None
+    return None
+
+
+def direction_of(objective: Callable[..., Any] | Recipe | str, ref: ObjectiveRef) -> str | None:
+    """The ``direction`` that an objective brings with it, or None."""
+    direction = getattr(objective if callable(objective) else load(ref), "direction", None)
+    return direction if direction in ("minimize", "maximize") else None
 
 
 def load(ref: ObjectiveRef) -> Callable[..., Any]:
@@ -91,6 +119,8 @@ def load(ref: ObjectiveRef) -> Callable[..., Any]:
             raise BadObjective(f"the objective cannot be unpacked here: {_one_line(error)}") from error
     module = _import(ref.module, ref.file)
     found = _attribute(module, ref.name, ref.file or ref.module)
+    if ref.arguments:
+        found = _made(found, ref)
     if not callable(found):
         raise BadObjective(
             f"{ref.name!r} in {ref.file or ref.module} is {type(found).__name__}, not a function"
@@ -115,6 +145,9 @@ def member(text: str) -> Any:
 
 def describe(ref: ObjectiveRef) -> str:
     """The reference for a person, such as ``train.py:objective``."""
+    if ref.arguments:
+        given = ", ".join(f"{name}={value!r}" for name, value in json.loads(ref.arguments).items())
+        return f"{ref.module}:{ref.name}({given})"
     return f"{ref.file or ref.module}:{ref.name}" if ref.name else "an objective sent by value"
 
 
@@ -126,12 +159,17 @@ def to_json(ref: ObjectiveRef) -> str:
     """
     if ref.pickled:
         raise ValueError("an objective that is sent by value is not stored")
-    return json.dumps({"module": ref.module, "name": ref.name, "file": ref.file, "digest": ref.digest})
+    plain = {"module": ref.module, "name": ref.name, "file": ref.file, "digest": ref.digest}
+    if ref.arguments:
+        plain["arguments"] = json.loads(ref.arguments)
+    return json.dumps(plain)
 
 
 def from_json(text: str) -> ObjectiveRef:
     """The reference that :func:`to_json` wrote, with today's digest and imports of its file."""
     plain = json.loads(text)
+    if "arguments" in plain:
+        return _by_recipe(f"{plain['module']}:{plain['name']}", plain["arguments"])
     if plain["file"] and not Path(plain["file"]).exists():
         raise BadObjective(f"the objective's file {plain['file']} is gone; pass another with objective=...")
     return _reference(plain["module"], plain["name"], plain["file"])
@@ -172,6 +210,25 @@ def _reference(module: str, name: str, file: str) -> ObjectiveRef:
         sys_path=_sys_path(file),
         preload=imports(file),
     )
+
+
+def _by_recipe(factory: str, arguments: Mapping[str, Any]) -> ObjectiveRef:
+    """Made once here, so that what is wrong with it is known before anything is written."""
+    module, _, name = factory.partition(":")
+    text = json.dumps(dict(arguments), sort_keys=True)
+    digest = hashlib.sha256(f"{factory} {text}".encode()).hexdigest()
+    ref = ObjectiveRef(module=module, name=name, arguments=text, digest=digest, sys_path=_sys_path())
+    load(ref)
+    return ref
+
+
+def _made(factory: Any, ref: ObjectiveRef) -> Any:
+    try:
+        return factory(**json.loads(ref.arguments))
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadObjective(f"{ref.module}:{ref.name} makes no objective: {_one_line(error)}") from error
 
 
 def _digest(file: str) -> str:
@@ -223,17 +280,12 @@ def _from_module(target: str, name: str) -> ObjectiveRef:
 
 
 def _by_reference(objective: Callable[..., Any]) -> ObjectiveRef | None:
-    """The reference of a module-level function of an importable file; None where there is none."""
-    name, module_name = getattr(objective, "__qualname__", ""), getattr(objective, "__module__", "")
-    if inspect.ismethod(objective) or not name or "<" in name:
-        return None
-    module: Any = sys.modules.get(module_name)
-    file = getattr(module, "__file__", None)
-    if module is None or not file or not Path(file).is_file():
-        return None
-    with contextlib.suppress(AttributeError):
-        if functools.reduce(getattr, name.split("."), module) is not objective:
-            return None
+    """The reference of what an importable file has under a name; None where there is none."""
+    for module_name in dict.fromkeys((getattr(objective, "__module__", ""), "__main__")):
+        module: Any = sys.modules.get(module_name)
+        file = getattr(module, "__file__", None)
+        if not file or not Path(file).is_file() or not (name := _name_in(module, objective)):
+            continue
         path = Path(file).absolute()
         if module_name != "__main__":
             return _reference(module_name, name, str(path))
@@ -242,6 +294,23 @@ def _by_reference(objective: Callable[..., Any]) -> ObjectiveRef | None:
         spec = getattr(module, "__spec__", None)  # set where "python -m package.module" was run
         return _reference(spec.name if spec is not None else _module_name(path), name, str(path))
     return None
+
+
+def _name_in(module: ModuleType, objective: Callable[..., Any]) -> str:
+    """The name of a function in its module, or of what wraps one; empty without one.
+
+    An object of a class of the user's has none: what was changed in it would stay behind.
+    """
+    name = getattr(objective, "__qualname__", "")
+    with contextlib.suppress(AttributeError):
+        if inspect.ismethod(objective) or not name or "<" in name:
+            return ""
+        found: Any = functools.reduce(getattr, name.split("."), module)
+        if found is objective:
+            return str(name)
+    if not hasattr(objective, "__wrapped__"):  # functools.wraps: its name is that of what it wraps
+        return ""
+    return next((key for key, value in vars(module).items() if value is objective), "")
 
 
 def _module_name(path: Path) -> str:
@@ -331,7 +400,10 @@ def _import_file(name: str, file: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     if not Path(file).is_file():
-        raise BadObjective(f"the objective's file {file} is not here; put it where all nodes can read it")
+        raise BadObjective(
+            f"the objective's file {file} is not here; send its folder with --working-dir DIR, or "
+            "put it where all nodes can read it"
+        )
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

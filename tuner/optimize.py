@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fnmatch
 import json
 import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
 from storage import Database, HeldStudy, Lease, StudyRecord, reads, studies
 from storage.writes import SetStudyRow
-from tuner import notebook, provenance, samplers, store
+from tuner import credentials, notebook, provenance, samplers, store
 from tuner import objective as objectives
 from tuner.alerts import Alerts, Webhook, webhook
 from tuner.assignment import ObjectiveRef
 from tuner.dispatch.base import Executor
 from tuner.driver import Driver
 from tuner.errors import BadInput
+from tuner.exporters.live_export import Live
 from tuner.job import Callback, Job
+from tuner.recipe import Recipe
 from tuner.resources import Resources, ResourcesSpec
 from tuner.retry import Retry
+from tuner.runtime_env import keeping_out
 from tuner.settings import Settings
 from tuner.snapshot import Progress
 from tuner.studies import PrunerSpec, SamplerSpec, database_of, new_seed, unknown
 from tuner.study import DrivenStudy, Space, check_space
 
+if TYPE_CHECKING:
+    from tuner.metrics import Endpoint
+
 __all__ = ["optimize", "resume"]
 
 log = logging.getLogger(__name__)
 
-Objective = Callable[[Any], Any]
+Objective = Callable[[Any], Any] | Recipe
 
 
 def optimize(
@@ -61,14 +69,18 @@ def optimize(
     executor: str = "ray",
     isolation: str = "attempt",
     env: Sequence[str] = (),
+    runtime_env: Mapping[str, Any] | None = None,
     progress: bool | Progress | None = None,
     alerts: Sequence[str] = (),
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
 ) -> optuna.Study:
     """Run trials of ``study`` on a Ray cluster until its budget is spent, and return the study.
 
     Args:
         study: of :func:`tuner.create_study`, or a plain ``optuna.Study`` on SQLite or PostgreSQL.
-        objective: an Optuna objective, unchanged; or ``"FILE.py:NAME"``, ``"package.module:NAME"``.
+        objective: an Optuna objective, unchanged; or ``"FILE.py:NAME"``, ``"package.module:NAME"``, or a
+            :class:`tuner.Recipe`.
         n_trials: finished trials of the study as a whole, so that running a script again resumes
             it. None: until ``timeout`` or ``stop()``.
         timeout: seconds; then nothing new starts and running trials finish.
@@ -76,8 +88,10 @@ def optimize(
         catch, gc_after_trial: accepted for Optuna's sake; an exception fails its trial and never
             the study (unless ``retry.stop_after`` identical ones follow each other), and each
             attempt is a process of its own.
-        callbacks: called in the driver with (study, trial) after the commit of a terminal state.
-        space: distributions by name, or a function of the trial; evaluated in the driver.
+        callbacks: called in the driver with (study, trial) after the commit of a terminal state; one of
+            :func:`tuner.exporters.live` takes the study to another program while it runs.
+        space: distributions by name, or a function of the trial; evaluated in the driver. Default: the
+            objective's own ``space``, where it has such distributions.
         resources: per rank; see :class:`tuner.Resources`. A list of them, in order of preference: a
             trial is given the first that is free (``[Resources(gpus=1), Resources(cpus=4, gpus=0)]``).
             Or a function of the trial's parameters (a dict) that returns either: it knows those that
@@ -93,9 +107,14 @@ def optimize(
         isolation: ``"attempt"``: a fresh process for each. ``"shared"``: one that ended well is kept for
             the next trial, and put back to what it was; see :mod:`tuner.slate`.
         env: names or patterns of environment variables that workers get; values are never stored.
+        runtime_env: what goes to nodes that do not have it: ``working_dir``, ``py_modules``, ``pip``,
+            ``excludes``, as in Ray; see :func:`tuner.runtime_env.checked`. Default: nothing; nodes then find
+            the objective under the same path, on a disk that they share or in an image.
         progress: True, False, a display of your own, or None: on when the output is a terminal or a
             notebook.
         alerts: addresses of webhooks, which are not stored; see :mod:`tuner.alerts`.
+        metrics_port: serve Prometheus metrics of this run there; 0: at a port that is free. Not stored.
+        metrics_host: address to serve them on.
 
     Raises:
         BadInput, BadObjective, Infeasible: found before anything was written.
@@ -104,13 +123,20 @@ def optimize(
         KeyboardInterrupt: SIGINT or SIGTERM; call again to resume.
 
     Example:
-        >>> tuner.optimize(study, objective, n_trials=100)  # doctest: +SKIP
+        >>> def objective(trial):
+        ...     return (trial.suggest_float("x", -10, 10) - 2) ** 2
+        >>> study = tuner.create_study("square", storage="sqlite:///tuner.db", seed=1)
+        >>> study = tuner.optimize(study, objective, n_trials=3, executor="inline")  # "ray" is the default
+        >>> len(study.trials)
+        3
     """
     del catch, gc_after_trial
     objectives.refuse_while_importing()
     if n_jobs is not None and n_jobs != -1 and max_concurrent is None:
         max_concurrent = n_jobs
-    space = check_space(space)
+    reference = objectives.refer(objective)
+    space = check_space(space) or objectives.space_of(objective, reference)
+    _check_direction(objective, reference, study)
     settings = Settings(
         n_trials=n_trials,
         timeout=timeout,
@@ -127,10 +153,11 @@ def optimize(
         executor=executor,
         isolation=isolation,
         env=tuple(env),
+        runtime_env=runtime_env,
     )
     request = _Request(
         objective=objective,
-        reference=objectives.refer(objective),
+        reference=reference,
         settings=settings,
         space=space,
         callbacks=tuple(callbacks or ()),
@@ -138,15 +165,16 @@ def optimize(
         webhooks=_webhooks(alerts),
     )
     database = database_of(study)
-    with store.errors():
-        record = studies.register(
-            database,
-            study.study_name,
-            seed=new_seed(study.sampler),
-            sampler=samplers.text_of(study.sampler),
-            pruner=samplers.text_of(study.pruner),
-        )
-    _drive(database, record, study, request)
+    with _serving(metrics_host, metrics_port) as endpoint:
+        with store.errors():
+            record = studies.register(
+                database,
+                study.study_name,
+                seed=new_seed(study.sampler),
+                sampler=samplers.text_of(study.sampler),
+                pruner=samplers.text_of(study.pruner),
+            )
+        _drive(database, record, study, request, endpoint)
     return study
 
 
@@ -161,6 +189,8 @@ def resume(
     callbacks: Sequence[Callback] = (),
     progress: bool | Progress | None = None,
     alerts: Sequence[str] = (),
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
     **changes: Any,
 ) -> optuna.Study:
     """Go on with a study; its settings come from the store.
@@ -171,12 +201,21 @@ def resume(
             else ``sqlite:///tuner.db``.
         objective, sampler, pruner, space: asked for by name where they could not be kept as plain
             data (a lambda, an object of Optuna's, a function); otherwise they replace what is kept.
-        callbacks, progress, alerts: as for :func:`tuner.optimize`.
+        callbacks, progress, alerts, metrics_port, metrics_host: as for :func:`tuner.optimize`.
         changes: any other keyword of :func:`tuner.optimize`, such as ``n_trials=200``.
 
     Raises:
         StudyNotFound: there is none of that name.
         BadInput: something that could not be kept is missing: the message names it.
+
+    Example:
+        >>> def objective(trial):
+        ...     return trial.suggest_float("x", 0, 1)
+        >>> study = tuner.create_study("more", storage="sqlite:///tuner.db")
+        >>> study = tuner.optimize(study, objective, n_trials=2, executor="inline")
+        >>> study = tuner.resume("more", storage="sqlite:///tuner.db", objective=objective, n_trials=5)
+        >>> len(study.trials)
+        5
     """
     database = store.open_database(storage)
     with store.errors():
@@ -206,6 +245,9 @@ def resume(
         if objective is not None
         else objectives.from_json(json.dumps(record.objective))
     )
+    own = objectives.space_of(objective, reference) if objective is not None and space is None else None
+    if own is not None:
+        settings = dataclasses.replace(settings, space=own, space_is_function=False)
     study = optuna.load_study(
         study_name=study_name,
         storage=database.optuna_storage(),
@@ -221,7 +263,8 @@ def resume(
         progress=progress,
         webhooks=_webhooks(alerts),
     )
-    _drive(database, record, study, request)
+    with _serving(metrics_host, metrics_port) as endpoint:
+        _drive(database, record, study, request, endpoint)
     return study
 
 
@@ -238,8 +281,39 @@ class _Request:
     webhooks: tuple[Webhook, ...] = ()
 
 
+def _check_direction(objective: Objective | str, reference: ObjectiveRef, study: optuna.Study) -> None:
+    """A study that goes the other way than its objective would look for the worst."""
+    own = objectives.direction_of(objective, reference)
+    ways = [way.name.lower() for way in study.directions]
+    if own is not None and ways != [own]:
+        raise BadInput(
+            f"the objective is to {own}, but study {study.study_name!r} is to {' and to '.join(ways)}; "
+            f"create it with direction={own!r}"
+        )
+
+
 def _webhooks(alerts: Sequence[str] | str) -> tuple[Webhook, ...]:
     return tuple(webhook(url) for url in ([alerts] if isinstance(alerts, str) else alerts))
+
+
+@contextlib.contextmanager
+def _serving(host: str, port: int | None) -> Iterator[Endpoint | None]:
+    """Metrics for the length of a run.
+
+    Raises:
+        BadInput: the port is taken.
+    """
+    if port is None:
+        yield None
+        return
+    from tuner.metrics import Endpoint
+
+    endpoint = Endpoint(host, port)
+    log.info("metrics at %s", endpoint.url, extra={"event": "metrics", "detail": {"url": endpoint.url}})
+    try:
+        yield endpoint
+    finally:
+        endpoint.close()
 
 
 def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,11 +327,22 @@ def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _drive(database: Database, record: StudyRecord, study: optuna.Study, request: _Request) -> None:
+def _drive(
+    database: Database,
+    record: StudyRecord,
+    study: optuna.Study,
+    request: _Request,
+    endpoint: Endpoint | None = None,
+) -> None:
     """Take the lease, drive, and let go."""
     run = uuid.uuid4().hex[:16]
     settings = request.settings
-    executor = make_executor(settings, request.objective)
+    root = store.checkpoint_root(database.text, settings.checkpoints)
+    store.check_kept(root, "checkpoints in", "name a folder or URI elsewhere with checkpoints=...")
+    executor = make_executor(
+        settings, request.objective, ours=[os.path.realpath(path) for path in (*store.files(database), root)]
+    )
+    exports = [callback for callback in request.callbacks if isinstance(callback, Live)]
     with store.errors():
         lease = Lease(database, record.uid, study_name=record.name, run=run)
         lease.acquire()
@@ -273,11 +358,14 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
                 settings=settings,
                 space=request.space,
                 environment=environment(settings.env),
-                checkpoints=store.checkpoint_root(database.text, settings.checkpoints),
+                checkpoints=root,
                 provenance=provenance.collect(request.reference, sys.argv, driven.seed),
                 callbacks=request.callbacks,
                 alerts=Alerts(request.webhooks, record.name),
+                publish=None if endpoint is None else endpoint.publish,
             )
+            for export in exports:
+                export.begin(database.text, record.name)
             # a stop() on the user's own study object counts too, from callbacks that close over it
             study._thread_local.in_optimize_loop = True
             study._stop_flag = False
@@ -288,6 +376,8 @@ def _drive(database: Database, record: StudyRecord, study: optuna.Study, request
             if held is not None:
                 held.end()
             lease.release()
+            for export in exports:
+                export.close()
             database.dispose()
 
 
@@ -318,11 +408,14 @@ def _digest_before(driven: DrivenStudy, record: StudyRecord) -> str | None:
     return str(found.provenance.get("objective_digest") or "") if found is not None else None
 
 
-def make_executor(settings: Settings, objective: Objective | str | None = None) -> Executor:
+def make_executor(
+    settings: Settings, objective: Objective | str | None = None, ours: Sequence[str] = ()
+) -> Executor:
     """The executor that the settings name; Ray is imported only when it is used.
 
     Args:
         objective: the function itself, which the inline executor calls.
+        ours: files and folders that a run writes itself, and does not send to workers.
     """
     if settings.executor == "inline":
         from tuner.dispatch.inline import InlineExecutor
@@ -330,7 +423,8 @@ def make_executor(settings: Settings, objective: Objective | str | None = None) 
         return InlineExecutor(objective if callable(objective) else None)
     from tuner.dispatch.ray_cluster import RayExecutor
 
-    return RayExecutor(address=settings.address)
+    sent = keeping_out(settings.runtime_env, ours)
+    return RayExecutor(address=settings.address, runtime_env=sent)
 
 
 def make_progress(given: bool | Progress | None) -> Progress | None:
@@ -349,9 +443,9 @@ def make_progress(given: bool | Progress | None) -> Progress | None:
 
 
 def environment(patterns: Sequence[str]) -> dict[str, str]:
-    """The variables of this process whose names match, for the ranks."""
+    """The variables of this process whose names match, for the ranks; never the driver's own passwords."""
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in credentials.without(os.environ).items()
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }

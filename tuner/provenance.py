@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from storage import mask_url
 from tuner.assignment import ObjectiveRef
+from tuner.credentials import masked, without
 
 __all__ = ["collect"]
 
@@ -21,12 +21,12 @@ _PACKAGES = ("optuna", "ray", "torch", "numpy", "sqlalchemy", "tuner")
 
 
 def collect(ref: ObjectiveRef, arguments: Sequence[str], seed: int) -> dict[str, object]:
-    """The provenance of a run, recorded with each attempt. Passwords in URLs are masked."""
+    """The provenance of a run, recorded with each attempt. Secrets among the arguments are masked."""
     folder = Path(ref.file).parent if ref.file else Path.cwd()
     return {
         "objective": f"{ref.file or ref.module}:{ref.name}" if ref.name else "by value",
         "objective_digest": ref.digest,
-        "arguments": _masked(arguments),
+        "arguments": masked(arguments),
         "git": _git(folder),
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -35,16 +35,6 @@ def collect(ref: ObjectiveRef, arguments: Sequence[str], seed: int) -> dict[str,
         "platform": platform.platform(),
         "study_seed": seed,
     }
-
-
-def _masked(arguments: Sequence[str]) -> list[str]:
-    """Without passwords, and without the addresses of webhooks, which are secrets as a whole."""
-    found = []
-    for before, part in zip(("", *arguments), arguments, strict=False):
-        if before == "--alert":
-            part = "***"
-        found.append("--alert=***" if part.startswith("--alert=") else mask_url(part))
-    return found
 
 
 def _version(package: str) -> str | None:
@@ -69,7 +59,7 @@ def _git(folder: Path) -> dict[str, str] | None:
                 capture_output=True,
                 timeout=5,
                 check=False,
-                env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+                env={**without(os.environ), "GIT_OPTIONAL_LOCKS": "0"},
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -98,6 +98,10 @@ class Retry:
 
     Raises:
         BadInput: a value is out of range.
+
+    Example:
+        >>> Retry(max_failures=1, retry_on=(ConnectionError, "socket.timeout"), infeasible=("oom",)).retry_on
+        ('ConnectionError', 'socket.timeout')
     """
 
     max_failures: int = 3

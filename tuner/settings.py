@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
+from tuner import runtime_env
 from tuner.errors import BadInput
 from tuner.resources import Resources, ResourcesSpec, alternatives, from_plain, to_plain
 from tuner.retry import Retry
@@ -48,6 +49,7 @@ class Settings:
     executor: str = "ray"
     isolation: str = "attempt"
     env: tuple[str, ...] = ()
+    runtime_env: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_trials", "max_concurrent"):
@@ -67,6 +69,7 @@ class Settings:
         for name in self.env:
             if "=" in name:
                 raise BadInput(f"env={name.split('=')[0]!r}=...: give the name only; values are never stored")
+        object.__setattr__(self, "runtime_env", runtime_env.checked(self.runtime_env))
 
     def to_json(self) -> str:
         """The settings as JSON; no code and no values of environment variables."""

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from optuna.trial import FrozenTrial, TrialState
 
 from storage import HeldStudy
+from storage.latency import Commits
 from tuner.attempts import Running
 
-__all__ = ["Progress", "RunningTrial", "Snapshot", "best", "leaders", "pause", "take"]
+__all__ = ["Measured", "Progress", "RunningTrial", "Snapshot", "best", "leaders", "pause", "take"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,40 @@ def pause(took: float) -> float:
         (0.2, 1.0, 10.0)
     """
     return max(EVERY, min(LONGEST, SHARE * took))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A run in numbers, as a monitoring system takes them; no parameter and no value of a trial but the best.
+
+    Attributes:
+        states: count by Optuna's state name, of the whole study.
+        n_trials: the budget, or None.
+        outcomes: attempts that ended in this run, by reason code.
+        reports: received in this run.
+        queues: what waits, by name: ``writes`` (rows to be committed), ``retries`` (attempts whose moment
+            has not come), ``resources`` (dispatched, and without a place), ``enqueued`` (trials of people).
+        slots, busy: attempts that can run at once, and that do.
+        ranks, devices: processes of theirs, and GPUs that these hold.
+        away: the database cannot be reached.
+        began: when the run did, in seconds since 1970; ``at`` is now.
+    """
+
+    study: str
+    states: Mapping[str, int]
+    n_trials: int | None
+    outcomes: Mapping[str, int]
+    reports: int
+    commits: Commits
+    queues: Mapping[str, int]
+    slots: int
+    busy: int
+    ranks: int
+    devices: int
+    away: bool
+    best: float | None
+    began: float
+    at: float
 
 
 class Progress(Protocol):

@@ -11,7 +11,15 @@ import storage
 from tuner import config
 from tuner.errors import BadInput, StoreUnavailable, StudyHeld, StudyNotFound
 
-__all__ = ["checkpoint_root", "default_url", "errors", "open_database", "sqlite_file"]
+__all__ = [
+    "check_kept",
+    "checkpoint_root",
+    "default_url",
+    "errors",
+    "files",
+    "open_database",
+    "sqlite_file",
+]
 
 
 def default_url() -> str:
@@ -44,9 +52,13 @@ def open_database(url: str | None = None, *, create: bool = False) -> storage.Da
     Raises:
         StoreUnavailable: it cannot be reached, is not there (unless ``create``), or is of
             another schema.
+        BadInput: it lies where a Ray job's files are.
     """
+    text = url or default_url()
+    if file := sqlite_file(text):
+        check_kept(str(file), "the database", "name one elsewhere with --storage or $TUNER_STORAGE")
     with errors():
-        return storage.Database(url or default_url(), create=create)
+        return storage.Database(text, create=create)
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -74,3 +86,21 @@ def checkpoint_root(url: str, given: str | None) -> str:
     if file is not None:
         return str(file.with_name(f"{file.stem}-checkpoints"))
     return str(Path("tuner-checkpoints").absolute())
+
+
+def files(database: storage.Database) -> list[str]:
+    """The files of a SQLite database; none of another."""
+    if not database.is_sqlite:
+        return []
+    file = os.path.realpath(str(database.url.database))
+    return [file, f"{file}-wal", f"{file}-shm", f"{file}-journal"]
+
+
+def check_kept(path: str, what: str, step: str) -> None:
+    """Refuse what would be lost: Ray deletes the folder of a job after it.
+
+    Raises:
+        BadInput: names the path, and the next step.
+    """
+    if "/runtime_resources/working_dir_files/" in path:
+        raise BadInput(f"{what} {path} would go with this Ray job's own folder; {step}")

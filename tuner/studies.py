@@ -55,7 +55,10 @@ def create_study(
         StoreUnavailable: the database cannot be reached.
 
     Example:
-        >>> study = create_study("digits", direction="maximize", sampler="tpe")  # doctest: +SKIP
+        >>> study = tuner.create_study("digits", storage="sqlite:///tuner.db", direction="maximize",
+        ...                            sampler="tpe(n_startup_trials=20)", pruner="hyperband", seed=1)
+        >>> study.study_name, type(study.sampler).__name__
+        ('digits', 'TPESampler')
     """
     wanted = _directions(direction, directions)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
@@ -94,6 +97,10 @@ def load_study(study_name: str, *, storage: str | None = None) -> optuna.Study:
     Raises:
         StudyNotFound: there is none; the message names those that are there.
         StoreUnavailable: the database cannot be reached.
+
+    Example:
+        >>> study = tuner.create_study("loaded", storage="sqlite:///tuner.db")
+        >>> tuner.load_study("loaded", storage="sqlite:///tuner.db").enqueue_trial({"lr": 0.1})
     """
     database = store.open_database(storage)
     with store.errors():
@@ -109,6 +116,16 @@ def best_checkpoint(study: optuna.Study) -> Checkpoint | None:
     Raises:
         ValueError: no trial is complete yet.
         BadInput: the study has several objectives, or lives in memory.
+
+    Example:
+        >>> def objective(trial):
+        ...     x = trial.suggest_float("x", 0, 1)
+        ...     trial.save_checkpoint({"weights": [x, 1 - x]}, step=3)
+        ...     return x
+        >>> study = tuner.create_study("kept", storage="sqlite:///tuner.db", seed=1)
+        >>> study = tuner.optimize(study, objective, n_trials=2, executor="inline")
+        >>> tuner.best_checkpoint(study).state["weights"][0] == study.best_value
+        True
     """
     from tuner import checkpoint
     from tuner.assignment import Shard

@@ -201,6 +201,15 @@ class DrivenStudy(optuna.Study):
         text = json.dumps(dict(detail), default=str)
         epoch = self.held.lease.epoch
         self.held.queue(AddEvent(study_uid=self.held.uid, epoch=epoch, kind=kind, detail=text, **fields))
+        if log.isEnabledFor(logging.INFO):
+            trial_id = fields.get("trial_id")
+            known = {
+                "event": kind,
+                "trial": None if trial_id is None else self.held.image.trial(trial_id).number,
+                "attempt": fields.get("attempt"),
+                "detail": detail,
+            }
+            log.info("%s %s", kind, text, extra=known)
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
         """Answer a member of ``trial.study`` in JSON form.
@@ -245,14 +254,14 @@ class DrivenStudy(optuna.Study):
 
 
 def joint_draw(trial: optuna.Trial) -> dict[str, Draw]:
-    """What the sampler draws for a trial before it asks: reading it is what makes the sampler draw."""
-    drawn = trial.relative_params  # first: only then is the space known
+    """What the sampler draws for a trial before it asks."""
+    params = trial.relative_params  # to read them is what makes the sampler draw, and say from what
     space = trial.relative_search_space or {}
     return {
         name: Draw(
             value=float(space[name].to_internal_repr(value)), distribution=distribution_to_json(space[name])
         )
-        for name, value in drawn.items()
+        for name, value in params.items()
     }
 
 

@@ -47,6 +47,21 @@ class Trial(optuna.trial.Trial):
         final: this is the final training of a winner (``tuner run --params @STUDY:best``), whose value
             chooses among nothing any more: an objective may train on its validation data too.
             ``getattr(trial, "final", False)`` where Optuna itself may call the objective.
+
+    Example:
+        >>> def objective(trial: tuner.Trial) -> float:
+        ...     lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
+        ...     for epoch in range(3):
+        ...         trial.report(lr / (epoch + 1), epoch)
+        ...         trial.log({"learned": epoch / 3}, epoch)
+        ...         trial.save_checkpoint({"lr": lr}, epoch)
+        ...         if trial.should_prune():
+        ...             raise optuna.TrialPruned
+        ...     return lr / 3
+        >>> study = tuner.create_study("trials", storage="sqlite:///tuner.db", pruner="none")
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        >>> sorted(study.trials[0].intermediate_values)
+        [0, 1, 2]
     """
 
     def __init__(self, assignment: Assignment, place: Place, channel: Channel, store: Store | None) -> None:
@@ -75,6 +90,23 @@ class Trial(optuna.trial.Trial):
     def device(self) -> torch.device:
         """This rank's device: the GPU that Ray assigned to it, else the CPU."""
         return device_of(self._assignment.resources.gpus)
+
+    @property
+    def folder(self) -> Path:
+        """A folder that every attempt of the trial finds again, made on the way: for checkpoints that
+        Tuner does not know of, such as an external program's. It goes when the trial has ended for good.
+
+        Raises:
+            BadInput: the study's checkpoints are not in a folder of this node.
+            CheckpointNotSaved: the file system refused.
+        """
+        root = self._root()
+        if "://" in root.removeprefix("file://"):
+            raise BadInput(f"trial.folder is a folder, but checkpoints={root!r}; give checkpoints=FOLDER")
+        path = Path(root.removeprefix("file://")) / "kept"
+        with checkpoint.saving(str(path)):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value; it costs the loop microseconds, and is durable soon after.
@@ -171,8 +203,8 @@ class Trial(optuna.trial.Trial):
         if "://" in root:
             raise BadInput(f"checkpoint_dir needs a folder, but checkpoints={root!r}; use save_checkpoint")
         number = _checked_step(step)
-        folder = Path(f"{root}/a{self.attempt}/step-{number}")
-        final = str(folder / f"rank-{self.rank}.dir")
+        final = str(self._folder_of(number))
+        folder = Path(final).parent
         with checkpoint.saving(final):
             checkpoint.make_folders(str(folder))
             made = tempfile.mkdtemp(dir=folder, prefix=f".rank-{self.rank}-")
@@ -200,6 +232,10 @@ class Trial(optuna.trial.Trial):
         if self._assignment.strict and name in self._fixed_params:
             check_value(name, self._fixed_params[name], distribution)
         return super()._suggest(name, distribution)
+
+    def _folder_of(self, step: int) -> Path:
+        """Where the folder of a step lies once it is whole."""
+        return Path(f"{self._root()}/a{self.attempt}/step-{step}/rank-{self.rank}{checkpoint.FOLDER}")
 
     def _root(self) -> str:
         if not self._assignment.checkpoints:

@@ -11,7 +11,7 @@ from dashboard.page import asked_study
 from dashboard.parts import trial_filters, trial_table
 from dashboard.parts.trial_filters import Wanted
 from dashboard.theme import escape
-from storage import Database, StorageError, exports, reads
+from storage import Database, StorageError, exports, reads, texts
 from storage.changes import Cursor
 from storage.conditions import parse_all
 from storage.filters import Filter
@@ -122,15 +122,11 @@ def csv_of(database: Database, name: str, wanted: Wanted, where: Sequence[Filter
     """What makes the file once it is asked for: all trials that match, not only the page."""
 
     def made() -> bytes:
-        parts = exports.export(
-            database,
-            name,
-            "csv",
-            states=wanted.states,
-            where=where,
-            sort=wanted.sort,
-            descending=wanted.descending,
+        study = exports.study(database, name)
+        ids = exports.trial_ids(
+            database, study, states=wanted.states, where=where, sort=wanted.sort, descending=wanted.descending
         )
+        parts = texts.csv_parts(study, exports.trials(database, study, ids))
         return "".join(parts).encode()
 
     return made

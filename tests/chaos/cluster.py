@@ -6,6 +6,7 @@ All nodes are on this machine: they share its clock, its disks and its kernel.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -28,14 +29,18 @@ class StandingRay:
 
     Attributes:
         address: as a driver names it.
+        folder: of its files.
+        jobs: where its job server is asked, if it has one.
     """
 
-    def __init__(self, folder: str, cpus: float) -> None:
+    def __init__(self, folder: str, cpus: float, jobs: bool = False) -> None:
+        self.folder = folder
         self._mark = os.path.basename(folder)
         self._environment = {
             **os.environ,
             _MARK: self._mark,
             "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_worker_niceness": "0",
             "RAY_enable_metrics_collection": "0",
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "1000",
@@ -43,11 +48,12 @@ class StandingRay:
             "RAY_AUTH_MODE": "token" if (Path.home() / ".ray/auth_token").exists() else "disabled",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
-        port = _free_port()
+        port, jobs_port = _free_port(), _free_port()
         printed = self._start(
             *("--head", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"),
-            "--include-dashboard=false",
+            *(("--dashboard-port", str(jobs_port)) if jobs else ("--include-dashboard=false",)),
         )
+        self.jobs = f"http://127.0.0.1:{jobs_port}" if jobs else ""
         words = printed.replace("'", " ").split()
         self.address = next(word for word in words if word.endswith(f":{port}"))
 
@@ -62,10 +68,15 @@ class StandingRay:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
 
-    def add_node(self, cpus: float = 1) -> int:
-        """Add a node; the process id of its raylet."""
+    def add_node(self, cpus: float = 1, has: str = "") -> int:
+        """Add a node; the process id of its raylet.
+
+        Args:
+            has: a resource that it alone has, one of it. Its files are then in a folder of its own too.
+        """
         before = set(self._raylets())
-        self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+        own = (f"--resources={json.dumps({has: 1})}", f"--temp-dir={self.folder}/{has}") if has else ()
+        self._start(f"--address={self.address}", f"--num-cpus={cpus}", *own)
         (raylet,) = set(self._raylets()) - before
         return raylet
 
@@ -91,10 +102,16 @@ class StandingRay:
         return self._ray("start", *arguments, *ports)
 
     def _ray(self, *arguments: str) -> str:
-        command = [str(Path(sys.executable).parent / "ray"), *arguments]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=120)
+        done = self.ray(*arguments)
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Ray's own command."""
+        command = [str(Path(sys.executable).parent / "ray"), *arguments]
+        return subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=120, check=False
+        )
 
     def _raylets(self) -> list[int]:
         return self._named("raylet")
@@ -104,11 +121,15 @@ class StandingRay:
 
 
 @contextlib.contextmanager
-def standing_ray(cpus: float = 2) -> Iterator[StandingRay]:
-    """A cluster. Everything of it, and all that it ran, is ended with the block."""
+def standing_ray(cpus: float = 2, jobs: bool = False) -> Iterator[StandingRay]:
+    """A cluster. Everything of it, and all that it ran, is ended with the block.
+
+    Args:
+        jobs: with a job server.
+    """
     folder = tempfile.mkdtemp(prefix="rs-", dir="/tmp")  # short: the paths of Ray's sockets have a limit
     try:
-        yield StandingRay(folder, cpus)
+        yield StandingRay(folder, cpus, jobs)
     finally:
         sweep(os.path.basename(folder), _MARK, folders=[folder], seconds=10)
         assert ray_processes([folder]) == []

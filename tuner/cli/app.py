@@ -15,11 +15,16 @@ from collections.abc import Sequence
 import click
 from click.core import ParameterSource
 
-from tuner import __version__
+from tuner import __version__, credentials
 from tuner.config import near
 from tuner.errors import TunerError
 
 __all__ = ["main"]
+
+_SEEN = (
+    "a password on the command line stays in the history of your shell, and ps showed it for a moment; "
+    "keep it in ~/.pgpass or $PGPASSWORD instead, or the whole URL in $TUNER_STORAGE"
+)
 
 _COMMANDS = {
     "run": "run",
@@ -109,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is not None and sys.stdout.isatty() and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a sign shows another; a file must not
+    if arguments is None and credentials.hide():
+        click.echo(f"warning: {_SEEN}", err=True)
     try:
         code = cli.main(
             args=arguments, prog_name="tuner", standalone_mode=False, complete_var="_TUNER_COMPLETE"

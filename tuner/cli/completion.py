@@ -42,7 +42,7 @@ def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
 
 
 study_argument = click.argument("name", shell_complete=study_names)
-file_argument = click.argument("target", metavar="FILE.py[:NAME]", shell_complete=files)
+file_argument = click.argument("target", metavar="FILE.py[:NAME]", required=False, shell_complete=files)
 
 
 @click.command(short_help="Print the script that completes commands and names in a shell.")

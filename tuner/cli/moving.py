@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,10 +25,12 @@ __all__ = ["copy", "delete", "export", "fork"]
 SHOWN = 20  # trials that a fork left out are named up to here
 
 
-@click.command(short_help="Write a study to a CSV or JSON file.")
+@click.command(short_help="Write a study to a file, TensorBoard, MLflow or W&B.")
 @study_argument
-@click.option("--format", "form", metavar="csv|json", default="csv", help="[default: csv]")
-@click.option("--output", metavar="FILE", help="Default: standard output.")
+@click.option(
+    "--format", "form", metavar="NAME", default="csv", help="csv, json, parquet, ...  [default: csv]"
+)
+@click.option("--output", metavar="TO", help="File, folder or address.  [default of csv, json: the terminal]")
 @filter_options
 @storage_option
 def export(
@@ -41,34 +41,37 @@ def export(
     conditions: tuple[str, ...],
     storage: str | None,
 ) -> None:
-    """Write the trials of the study NAME: a row a trial as CSV, or everything as JSON.
+    """Write the trials of the study NAME. Done again, it updates what is there.
 
-    Times are UTC. In JSON infinities and NaN are text, so that every parser reads it.
+    \b
+    --format     --output
+    csv          a row a trial; a file
+    json         everything; a file. Infinities and NaN are text, so that every parser reads it
+    parquet      everything, a row a trial; a file
+    tensorboard  curves and the HParams page; a folder for tensorboard --logdir
+    mlflow       a run a trial; a tracking URI  [default: $MLFLOW_TRACKING_URI]
+    wandb        a run a trial; a folder  [default: this one]. $WANDB_MODE=offline sends nothing
+
+    Packages can add others. Times are UTC. 'tuner run --export tensorboard=runs' does it as it runs.
 
     \b
     Examples:
       tuner export digits > digits.csv
-      tuner export digits --format json --output digits.json
       tuner export digits --state COMPLETE --where "lr<0.1" > good.csv
+      tuner export digits --format parquet --output digits.parquet
+      tuner export digits --format tensorboard --output runs
+      tuner export digits --format mlflow --output sqlite:///mlflow.db
     """
-    from storage import exports
     from storage.conditions import parse
+    from tuner.exporters import make, once
 
-    if form in ("parquet", "tensorboard"):
-        raise BadInput(f"--format {form!r} is not built yet; choose csv or json")
-    if form not in exports.FORMATS:
-        raise BadInput(f"--format {form!r}: choose csv or json")
+    exporter = make(form, output)
     wanted = states_of(states)
-    with reading(storage) as database:
+    with reading(storage) as database, contextlib.closing(exporter):
         known_study(database, name)
-        where = [parse(text) for text in conditions]
-        parts = exports.export(database, name, form, states=wanted, where=where)
-        if output is None:
-            for part in parts:
-                sys.stdout.write(part)
-        else:
-            _write(Path(output), parts)
-            click.echo(f"wrote {output}")
+        once.run(database, name, exporter, states=wanted, where=[parse(text) for text in conditions])
+    if exporter.where:
+        click.echo(f"wrote {exporter.where}")
 
 
 @click.command(short_help="Copy studies from one database to another.")
@@ -246,22 +249,3 @@ def _space(text: str) -> Any:
     from tuner.study import check_space
 
     return check_space(objective.member(text))
-
-
-def _write(file: Path, parts: Iterable[str]) -> None:
-    """Write a file whole or not at all."""
-    if not file.absolute().parent.is_dir():
-        raise BadInput(f"--output {file}: there is no folder {file.absolute().parent}; create it first")
-    descriptor, temporary = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as out:
-            for part in parts:
-                out.write(part)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise BadInput(f"--output {file}: cannot be written ({error.strerror})") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,8 +15,12 @@ from tuner.errors import BadInput
 from tuner.resources import Resources
 from tuner.retry import Retry
 
+if TYPE_CHECKING:
+    from tuner.recipe import Recipe
+
 __all__ = [
     "STATES",
+    "UNSTORED",
     "bytes_of",
     "checked_directions",
     "filter_options",
@@ -36,6 +41,9 @@ storage_option = click.option(
     help="Database.  [default: $TUNER_STORAGE, else that of tuner.toml, else sqlite:///tuner.db]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; times are UTC.")
+
+UNSTORED = ("alerts", "callbacks", "metrics_host", "metrics_port")
+"""Keywords of ``tuner.optimize`` that are no settings of the study."""
 
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 
@@ -72,6 +80,8 @@ _PLAIN = (
     "address",
     "executor",
     "isolation",
+    "metrics_host",
+    "metrics_port",
 )
 _UNITS = {
     "": 1,
@@ -166,11 +176,37 @@ _SETTINGS = (
         "--env", multiple=True, metavar="NAME", help="Environment variable that workers get, such as AWS_*."
     ),
     setting(
+        "--working-dir",
+        metavar="DIR",
+        help="Send this folder to the nodes of the cluster.  [default: they have it]",
+    ),
+    setting(
+        "--runtime-env",
+        metavar="FILE",
+        help="YAML with more to send, as for ray job submit: working_dir, py_modules, pip, excludes.",
+    ),
+    setting(
         "--alert",
         "alerts",
         multiple=True,
         metavar="URL",
         help="Webhook for: finished, stopped, new best, trial failed.  [default: $TUNER_ALERTS]",
+    ),
+    click.option(
+        "--export",
+        multiple=True,
+        metavar="NAME=OUTPUT",
+        help="Export while it runs, such as tensorboard=runs; see 'tuner export --help'.",
+    ),
+    click.option(
+        "--metrics-port", type=int, metavar="N", help="Serve Prometheus metrics there; 0: at a free port."
+    ),
+    click.option("--metrics-host", metavar="HOST", help="Address to serve them on.  [default: 127.0.0.1]"),
+    click.option(
+        "--log-format",
+        metavar="text|json",
+        default="text",
+        help="Of what goes to standard error; json: an object a line, with the study's events.",
     ),
     setting("--progress/--no-progress", default=None, help="Live view.  [default: at a terminal]"),
 )
@@ -219,8 +255,15 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
         chosen["n_trials"] = given["trials"]
     if given.get("env"):
         chosen["env"] = tuple(given["env"])
+    sent = {**_runtime_env(given.get("runtime_env")), **_given(given, "working_dir")}
+    if sent:
+        chosen["runtime_env"] = {**(before.get("runtime_env") or {}), **sent}
     if given.get("alerts"):
         chosen["alerts"] = tuple(given["alerts"])
+    if given.get("export"):
+        chosen["callbacks"] = [_live(text) for text in given["export"]]
+    if given.get("log_format") not in (None, "text", "json"):
+        raise BadInput(f"--log-format {given['log_format']!r}: choose text or json")
     resources = {name: given[name] for name in _RESOURCES if given.get(name) not in (None, ())}
     if "ranks" in resources:
         resources["ranks"] = _ranks(resources["ranks"])
@@ -238,6 +281,37 @@ def settings_of(given: Mapping[str, Any], stored: Mapping[str, Any] | None = Non
     return chosen
 
 
+def _given(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {} if given.get(name) is None else {name: given[name]}
+
+
+def _runtime_env(file: str | None) -> dict[str, Any]:
+    """What a file of YAML says, which JSON is too."""
+    if file is None:
+        return {}
+    import yaml  # Ray brings it
+
+    try:
+        found = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"--runtime-env {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"--runtime-env {file}: write fields, such as 'working_dir: .'")
+    return found
+
+
+def _live(text: str) -> Any:
+    """The callback of ``--export``.
+
+    Raises:
+        BadInput: no such exporter, or it cannot go there.
+    """
+    from tuner.exporters import live
+
+    name, _, output = text.partition("=")
+    return live(name.strip(), output.strip() or None)
+
+
 def _ranks(text: str) -> int | tuple[int, int]:
     fewest, dash, most = str(text).partition("-")
     if not fewest.isdigit() or (dash and not most.isdigit()):
@@ -245,8 +319,8 @@ def _ranks(text: str) -> int | tuple[int, int]:
     return (int(fewest), int(most)) if dash else int(fewest)
 
 
-def checked_directions(given: Sequence[str]) -> tuple[str, ...]:
-    """The values of ``--direction``; ``minimize`` where none was given.
+def checked_directions(given: Sequence[str], target: str | Recipe = "") -> tuple[str, ...]:
+    """The values of ``--direction``; where none was given what the objective says, else ``minimize``.
 
     Raises:
         BadInput: names the one that is neither ``minimize`` nor ``maximize``.
@@ -254,7 +328,11 @@ def checked_directions(given: Sequence[str]) -> tuple[str, ...]:
     for way in given:
         if way not in ("minimize", "maximize"):
             raise BadInput(f"--direction {way!r}: choose 'minimize' or 'maximize'")
-    return tuple(given) or ("minimize",)
+    if given or not target:
+        return tuple(given) or ("minimize",)
+    from tuner import objective
+
+    return (objective.direction_of(target, objective.refer(target)) or "minimize",)
 
 
 def bytes_of(text: str) -> int:

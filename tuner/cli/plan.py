@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import checked_directions
+from tuner.cli.options import UNSTORED, checked_directions
 from tuner.cli.source import existing, reading
 from tuner.errors import BadInput, BadObjective, StoreUnavailable, StudyStopped
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tuner.assignment import Assignment, ObjectiveRef
     from tuner.dispatch.base import Cluster
     from tuner.outcome import Outcome
+    from tuner.recipe import Recipe
     from tuner.rehearsal import Rehearsal
     from tuner.resources import ResourcesSpec
     from tuner.settings import Settings
@@ -43,7 +44,7 @@ _REPORTS = (10, 100)  # of a trial, for which the time is predicted
 class _Plan:
     """What is known before anything runs."""
 
-    target: str
+    target: str | Recipe
     name: str
     url: str
     directions: tuple[str, ...]
@@ -67,7 +68,11 @@ class _Plan:
 
 
 def print_plan(
-    target: str, name: str, storage: str | None, given: Mapping[str, Any], settings: Mapping[str, Any]
+    target: str | Recipe,
+    name: str,
+    storage: str | None,
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> int:
     """Say what ``tuner run`` would do, and how long and in how much memory.
 
@@ -84,11 +89,11 @@ def print_plan(
         target=target,
         name=name,
         url=storage or store.default_url(),
-        directions=checked_directions(given["direction"]),
+        directions=checked_directions(given["direction"], target),
         sampler=given["sampler"] or "tpe",
         pruner=given["pruner"] or "median",
         seed=given["seed"] or 0,
-        settings=Settings(**{key: value for key, value in settings.items() if key != "alerts"}),
+        settings=Settings(**{key: value for key, value in settings.items() if key not in UNSTORED}),
         study=existing(name, storage, given["load_if_exists"]),
     )
     samplers.sampler(plan.sampler, 0, len(plan.directions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ import click
 
 from tuner.cli import defaults
 from tuner.cli.completion import file_argument, study_argument
+from tuner.cli.external import command_options, target_of
 from tuner.cli.options import (
+    UNSTORED,
     checked_directions,
     json_option,
     setting,
@@ -27,20 +30,24 @@ from tuner.errors import BadInput, StudyStopped, TunerError
 if TYPE_CHECKING:
     from storage.failures import FailureGroup
     from storage.views import StudyDetail
+    from tuner.recipe import Recipe
     from tuner.snapshot import Progress
 
 __all__ = ["resume", "run"]
 
+log = logging.getLogger(__name__)
+
 
 @click.command(short_help="Tune an objective, or run one trial of it here.")
 @file_argument
+@command_options
 @click.option("--study", metavar="NAME", help="Name of the study; it is created.")
 @storage_option
 @setting(
     "--direction",
     multiple=True,
     metavar="minimize|maximize",
-    help="Once for each objective.  [default: minimize]",
+    help="Once for each objective.  [default: what FILE.py says, else minimize]",
 )
 @setting("--sampler", metavar="NAME", help="Such as tpe, random, 'tpe(n_startup_trials=20)'.  [default: tpe]")
 @setting("--pruner", metavar="NAME", help="Such as median, hyperband, none.  [default: median]")
@@ -65,7 +72,9 @@ __all__ = ["resume", "run"]
 )
 @json_option
 @click.pass_context
-def run(ctx: click.Context, /, target: str, study: str | None, storage: str | None, **given: Any) -> None:
+def run(
+    ctx: click.Context, /, target: str | None, study: str | None, storage: str | None, **given: Any
+) -> None:
     """Tune the objective NAME of FILE.py (default: objective), or of package.module:NAME.
 
     \b
@@ -82,14 +91,23 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
       tuner run train.py --params lr=0.1,width=64
       tuner run train.py --params @digits:best --ranks 2 --checkpoints final/
       tuner run train.py --params @digits:best,epochs=90
+
+    With --command it tunes a program in any language, which prints its metrics.
+
+    \b
+      tuner run --command './solver --lr {lr} --kind {kind}' --param 'lr=log(1e-5,1e-1)' \\
+                --param 'kind=sgd|adam' --metric loss --study solver --trials 50
+      tuner run --command 'mpirun -n 4 ./solver {steps}' --param 'steps=int(10,100)' \\
+                --metrics 'regex:time (\\S+) s' --cpus 4 --study mpi --trials 20
     """
-    _import_from_here(target)
+    objective = target_of(target, given)
+    _import_from_here(target or "")
     if given["params"]:
         from tuner.cli.single import run_one
 
         given = defaults.filled(ctx, defaults.spoken(ctx, given), only=("direction",))
         _refuse_with_params(study, given)
-        ctx.exit(run_one(target, storage, given))
+        ctx.exit(run_one(objective, storage, given))
     if given["final"] is not None:
         raise BadInput("--final belongs to one trial that is not stored; give --params too, or leave it out")
     given = defaults.filled(ctx, given)
@@ -99,11 +117,12 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
     settings = settings_of(given)
     if "n_trials" not in settings and "timeout" not in settings:
         raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
-    _check(target, settings)
+    _check(objective, settings)
+    _choose_port(settings, given["log_format"])
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
 
-        ctx.exit(print_plan(target, study, storage, given, settings))
+        ctx.exit(print_plan(objective, study, storage, given, settings))
     from tuner import create_study, optimize, store
 
     file = store.sqlite_file(storage or store.default_url())
@@ -112,7 +131,7 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
     created = create_study(
         study,
         storage=storage,
-        directions=checked_directions(given["direction"]),
+        directions=checked_directions(given["direction"], objective),
         sampler=given["sampler"],
         pruner=given["pruner"],
         seed=given["seed"],
@@ -120,7 +139,7 @@ def run(ctx: click.Context, /, target: str, study: str | None, storage: str | No
     )
     with _driving(ctx, study, storage, given) as display:
         try:
-            optimize(created, target, progress=display, **settings)
+            optimize(created, objective, progress=display, **settings)
         except TunerError:
             if before is None:
                 _forget_unused(study, storage, file if is_new_file else None)
@@ -156,6 +175,7 @@ def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) 
     with reading(storage) as database:
         stored = known_study(database, name).settings
     changes = settings_of(given, stored)
+    _choose_port(changes, given["log_format"])
     if stored:
         Settings.from_mapping({**stored, **{key: value for key, value in changes.items() if key in _SCALARS}})
     objective = given["objective"]
@@ -182,6 +202,7 @@ _SCALARS = (
     "executor",
     "isolation",
     "env",
+    "runtime_env",
 )
 
 
@@ -189,9 +210,14 @@ _SCALARS = (
 def _driving(
     ctx: click.Context, name: str, storage: str | None, given: Mapping[str, Any]
 ) -> Iterator[Progress | bool]:
-    """The display for the length of a run, and what is said after it."""
-    display: Progress | None = None
+    """The display for the length of a run, and what is said before and after it."""
+    if given["log_format"] == "json":
+        with _logging_json(ctx, name, storage):
+            yield False
+            _conclude(name, storage, given["as_json"])
+        return
     progress = given["progress"]
+    display: Progress | None = None
     if progress or (progress is None and sys.stderr.isatty()):
         from tuner.progress import TerminalProgress
 
@@ -201,12 +227,32 @@ def _driving(
     except KeyboardInterrupt:
         if display is not None:
             display.close(None, "")
-        click.echo(f"interrupted; go on with {command('resume', name, storage)!r}", err=True)
+        click.echo(_interrupted(name, storage), err=True)
         ctx.exit(130)
     finally:
         if display is not None:
             display.close(None, "")
     _conclude(name, storage, given["as_json"])
+
+
+@contextmanager
+def _logging_json(ctx: click.Context, name: str, storage: str | None) -> Iterator[None]:
+    """Everything on standard error is a line of JSON: how the run ends, too."""
+    from tuner import logs
+
+    with logs.as_json(name):
+        try:
+            yield
+        except KeyboardInterrupt:
+            log.warning("%s", _interrupted(name, storage), extra={"event": "interrupted"})
+            ctx.exit(130)
+        except TunerError as error:
+            log.error("%s", error, extra={"event": "error", "detail": {"exit_code": error.exit_code}})
+            ctx.exit(error.exit_code)
+
+
+def _interrupted(name: str, storage: str | None) -> str:
+    return f"interrupted; go on with {command('resume', name, storage)!r}"
 
 
 def _conclude(name: str, storage: str | None, as_json: bool) -> None:
@@ -257,16 +303,29 @@ def _newest(failures: Sequence[FailureGroup]) -> str:
     return f"; {first.count} failed with {first.reason}: {first.message} (trial {first.newest})"
 
 
-def _check(target: str, settings: dict[str, Any]) -> None:
+def _check(target: str | Recipe, settings: dict[str, Any]) -> None:
     """Refuse a bad objective or setting before anything is written."""
     from tuner import objective
     from tuner.alerts import webhook
     from tuner.settings import Settings
 
-    Settings(**{name: value for name, value in settings.items() if name != "alerts"})
+    Settings(**{name: value for name, value in settings.items() if name not in UNSTORED})
     for url in settings.get("alerts", ()):
         webhook(url)
     objective.refer(target)
+
+
+def _choose_port(settings: dict[str, Any], log_format: str) -> None:
+    """Refuse a port for metrics that is taken; find one for 0, and say where they are (a log says it too)."""
+    if "metrics_port" not in settings:
+        return
+    from tuner.metrics import LOOPBACK, Endpoint
+
+    endpoint = Endpoint(settings.get("metrics_host", LOOPBACK), settings["metrics_port"])
+    settings["metrics_port"] = endpoint.port
+    endpoint.close()
+    if log_format == "text":
+        click.echo(f"metrics at {endpoint.url}", err=True)
 
 
 def _import_from_here(target: str) -> None:

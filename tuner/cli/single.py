@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from storage.views import ParamRange, StudyDetail, TrialDetail
     from tuner.messages import Message, Question
     from tuner.outcome import Outcome
+    from tuner.recipe import Recipe
 
 __all__ = ["run_one"]
 
@@ -46,7 +47,7 @@ class _Recipe:
     final: bool = False
 
 
-def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
+def run_one(target: str | Recipe, storage: str | None, given: Mapping[str, Any]) -> int:
     """Run the objective once with the parameters given and print what it reports.
 
     Returns:
@@ -70,7 +71,7 @@ def run_one(target: str, storage: str | None, given: Mapping[str, Any]) -> int:
     if here:
         settings = dataclasses.replace(settings, executor="inline")
     reference = objective.refer(target)
-    recipe = _recipe(given["params"], storage, given, reference.digest)
+    recipe = _recipe(target, storage, given, reference.digest)
     listener = _Printed(kept=bool(given["checkpoints"]))
     solo = Solo(make_executor(settings), listener, grace=0.0 if here else 10.0)
     with contextlib.ExitStack() as stack:
@@ -185,14 +186,15 @@ def _conclude(outcome: Outcome, listener: _Printed, recipe: _Recipe) -> int:
     raise StudyStopped(f"the trial failed: {outcome.reason}: {outcome.message}{hint}")
 
 
-def _recipe(texts: tuple[str, ...], storage: str | None, given: Mapping[str, Any], digest: str) -> _Recipe:
+def _recipe(target: str | Recipe, storage: str | None, given: Mapping[str, Any], digest: str) -> _Recipe:
+    texts: tuple[str, ...] = given["params"]
     stored = [text for text in texts if text.startswith("@")]
     if len(stored) > 1:
         raise BadInput(f"--params {stored[1]!r}: one @STUDY:TRIAL is enough")
     changes = params_of(text for text in texts if not text.startswith("@"))
     if stored:
         return _of_trial(stored[0], changes, storage, given, digest)
-    directions, final = checked_directions(given["direction"]), bool(given["final"])
+    directions, final = checked_directions(given["direction"], target), bool(given["final"])
     return _Recipe(params=changes, directions=directions, seed=given["seed"] or 0, final=final)
 
 

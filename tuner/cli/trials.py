@@ -177,7 +177,9 @@ def _objective(study: StudyDetail) -> str:
     if not study.objective:
         return "sent by value; not stored" if study.settings else ""
     of = study.objective
-    return f"{of.get('file') or of.get('module')}:{of.get('name')}  sha256 {str(of.get('digest'))[:12]}"
+    made_of = f"  {json.dumps(of['arguments'])}" if of.get("arguments") else ""
+    where = f"{of.get('file') or of.get('module')}:{of.get('name')}"
+    return f"{where}  sha256 {str(of.get('digest'))[:12]}{made_of}"
 
 
 def _git(found: object) -> str:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tuner.assignment import Assignment
+from tuner.assignment import Assignment, ObjectiveRef
 from tuner.messages import Answer, Envelope, RankInfo
 from tuner.outcome import Reason
 from tuner.resources import Resources
@@ -76,6 +76,10 @@ class Executor(ABC):
 
     def probe(self, folder: str) -> dict[str, str]:
         """Whether every node reaches the folder or URI of the checkpoints: what is wrong, by host name."""
+        return {}
+
+    def lacking(self, objective: ObjectiveRef) -> dict[str, str]:
+        """Nodes that would not run the objective as it is here, by host name: what is wrong."""
         return {}
 
     def slots(self) -> int:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 import ray.exceptions
 from ray._private.authentication import authentication_token_setup as _tokens
 
+from tuner.dispatch import packages
 from tuner.dispatch.local_ray import LocalRay, quietly
-from tuner.errors import ClusterUnavailable
+from tuner.errors import BadInput, ClusterUnavailable
+from tuner.runtime_env import sent_folder
 
 __all__ = ["Connection", "show_token"]
 
@@ -24,10 +28,17 @@ class Connection:
     Args:
         address: of a cluster; None: the Ray that this process is connected to, else
             ``$RAY_ADDRESS``, else a local one that is started and ended here.
+        runtime_env: what is sent to every node; see :mod:`tuner.runtime_env`.
+
+    Attributes:
+        packages: what workers have been sent, as :func:`tuner.dispatch.packages.told` has it.
+        sent: the folder of this machine of which every node has a copy; "" for none.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, runtime_env: Mapping[str, Any] | None = None) -> None:
+        self.packages = self.sent = ""
         self._address = address
+        self._wanted = dict(runtime_env or {})
         self._local: LocalRay | None = None
         self._is_ours = False
 
@@ -36,27 +47,47 @@ class Connection:
 
         Raises:
             ClusterUnavailable: nothing answers, or a local Ray does not come up.
+            BadInput: what is to be sent cannot be.
         """
-        if ray.is_initialized():
-            return
+        job = packages.job_environment()
+        wanted = packages.runtime_env_of(self._wanted, job)
+        try:
+            if ray.is_initialized():
+                _check_sent(wanted)
+            else:
+                self._connect(run, wanted)
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            self.close()
+            raise BadInput(f"the runtime environment cannot be sent: {_first_line(error)}") from error
+        self.sent = sent_folder(wanted) or packages.job_folder(job, os.getcwd())
+        self.packages = packages.told(ray.get_runtime_context().runtime_env)
+
+    def _connect(self, run: str, wanted: dict[str, Any]) -> None:
         address = self._address or os.environ.get("RAY_ADDRESS")
         if address in (None, "local"):
             self._local = LocalRay(run)
-            self._local.start()
+            self._local.start(wanted)
             return
+        self._is_ours = True
         try:
             _knock(address)
             with quietly():
                 show_token(address)
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(
+                    address=address,
+                    runtime_env=dict(wanted) or None,  # Ray changes it
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+        except ray.exceptions.RuntimeEnvSetupError:
+            raise
         except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.close()
             raise ClusterUnavailable(
-                f"no Ray cluster answers at {address!r} ({line}); start one with 'ray start --head', "
-                "leave the address out for a local one, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
-                "if it asks for a token"
+                f"no Ray cluster answers at {address!r} ({_first_line(error)}); start one with "
+                "'ray start --head', leave the address out for a local one, or set RAY_AUTH_MODE=token "
+                "and RAY_AUTH_TOKEN if it asks for a token"
             ) from error
-        self._is_ours = True
 
     @property
     def is_local(self) -> bool:
@@ -77,6 +108,25 @@ class Connection:
         if self._local is not None:
             local, self._local = self._local, None
             local.stop()
+
+
+def _check_sent(wanted: Mapping[str, Any]) -> None:
+    """A connection that is there already cannot be given a runtime environment.
+
+    Raises:
+        BadInput: it has none.
+    """
+    has = ray.get_runtime_context().runtime_env
+    missing = sorted(name for name in wanted if name != "excludes" and not has.get(name))
+    if missing:
+        raise BadInput(
+            f"this process is connected to Ray already, and without {' and '.join(missing)}; give "
+            "runtime_env to ray.init(...) too, or leave ray.init out and name the cluster with address=..."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def show_token(address: str) -> None:

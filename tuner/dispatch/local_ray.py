@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray._private import services
 
-from tuner import shared_folder
+from tuner import credentials, shared_folder
 from tuner.dispatch import working_folder
 from tuner.dispatch.reaper import Reaper
 from tuner.errors import ClusterUnavailable
@@ -49,10 +50,14 @@ class LocalRay:
         self._pids: list[int] = []
         self._reaper.remove(self._session)  # as a pattern: we may be killed before Ray tells its name
 
-    def start(self) -> None:
+    def start(self, runtime_env: Mapping[str, Any] | None = None) -> None:
         """Start it and connect.
 
+        Args:
+            runtime_env: of its workers.
+
         Raises:
+            RuntimeEnvSetupError: Ray's own, of what is to be sent.
             ClusterUnavailable: it does not come up.
         """
         try:
@@ -60,11 +65,14 @@ class LocalRay:
                 context: Any = ray.init(
                     address="local",
                     include_dashboard=False,
+                    runtime_env=dict(runtime_env) if runtime_env else None,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
         except SystemExit as error:  # what Ray makes of a SIGTERM from here on
             raise KeyboardInterrupt("SIGTERM while Ray started") from error
+        except ray.exceptions.RuntimeEnvSetupError:
+            raise
         except Exception as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ClusterUnavailable(
@@ -104,14 +112,16 @@ def quietly() -> Iterator[None]:
 @contextlib.contextmanager
 def _own_session() -> Iterator[None]:
     """What Ray starts is in a session of its own: a signal to our process group, as ``timeout`` and
-    service managers send it, is for us. Ray has no option for it.
+    service managers send it, is for us. Ray has no option for it. And it gets no password: Ray's workers
+    inherit its environment.
     """
     popen = services.ConsolePopen
 
     class Popen(popen):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             with deferred():
-                super().__init__(*arguments, **{**options, "start_new_session": True})
+                environment = credentials.without(options.pop("env", None) or os.environ)
+                super().__init__(*arguments, **options, env=environment, start_new_session=True)
 
     services.ConsolePopen = Popen  # type: ignore[misc]
     try:

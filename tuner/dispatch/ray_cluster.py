@@ -13,13 +13,13 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from tuner.assignment import Assignment
-from tuner.dispatch import nodes, standing
+from tuner.assignment import Assignment, ObjectiveRef
+from tuner.dispatch import nodes, packages, standing
 from tuner.dispatch.base import Adopted, Cluster, Executor, Sink
 from tuner.dispatch.capacity import Nodes, described, fits, more, remaining, rest, shortage
 from tuner.dispatch.connection import Connection
 from tuner.dispatch.devices import twice
-from tuner.dispatch.probe import probe
+from tuner.dispatch.probe import lacking, probe
 from tuner.dispatch.ray_group import GROUP, Group, Shape, cause
 from tuner.dispatch.set_aside import SetAside
 from tuner.dispatch.shell import StaleEpoch, Standing
@@ -51,10 +51,11 @@ class RayExecutor(Executor):
     Args:
         address: of a cluster; None: the Ray that this process is connected to, else
             ``$RAY_ADDRESS``, else a local one that is started and ended here.
+        runtime_env: what is sent to every node; see :mod:`tuner.runtime_env`.
     """
 
-    def __init__(self, address: str | None = None) -> None:
-        self._connection = Connection(address)
+    def __init__(self, address: str | None = None, runtime_env: Mapping[str, Any] | None = None) -> None:
+        self._connection = Connection(address, runtime_env)
         self._groups: list[Group] = []
         self._parting: list[Group] = []
         self._waiting: deque[Assignment] = deque()
@@ -98,6 +99,19 @@ class RayExecutor(Executor):
     def probe(self, folder: str) -> dict[str, str]:
         return probe(folder)
 
+    def lacking(self, objective: ObjectiveRef) -> dict[str, str]:
+        sent = self._connection.sent
+        if not objective.file or (self._connection.is_local and not sent):
+            return {}
+        able = [node for node, has in self._nodes.items() if self._may_run(has)]
+        return lacking(objective, sent, able)
+
+    def _may_run(self, node: Mapping[str, float]) -> bool:
+        """Whether a node holds one rank of a trial."""
+        if not self._usual:
+            return bool(node.get("CPU"))
+        return any(fits([node], (one.bundle(), 1)) for one in self._usual)
+
     def slots(self) -> int:
         here = len(self._waiting) + sum(group.number is not None for group in self._groups)
         if self._held_up:
@@ -136,6 +150,8 @@ class RayExecutor(Executor):
                 rejected.append(one)
                 continue
             shape = self._shape(assignment, assignment.resources, name=one.name)
+            told = states[one.name][0].ready.get("packages", "")
+            shape = dataclasses.replace(shape, packages=told)
             group = Group.adopt(self, shape, self._epoch, one, states[one.name])
             self._groups.append(group)
             self._started_one = True
@@ -158,6 +174,8 @@ class RayExecutor(Executor):
         usual = all(one in self._usual for one in wanted)
         able = [one for one in wanted if usual or fits(ever, (one.bundle(), one.count))]
         assignment = dataclasses.replace(assignment, alternatives=tuple(able or wanted))
+        if self._connection.sent:
+            assignment = packages.addressed(assignment, self._connection.sent)
         self._waiting.append(assignment)
         if not able:
             self._withdraw(assignment.number, Outcome(reason=Reason.REFUSED, message=self._shortage(wanted)))
@@ -390,6 +408,7 @@ class RayExecutor(Executor):
             hide_gpus=not resources.gpus,
             filler=filler,
             preload=assignment.objective.preload,
+            packages=self._connection.packages,
             name=name,
             study=self._study,
         )

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from storage import owner as processes
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import standing, working_folder
+from tuner.dispatch import packages, standing, working_folder
 from tuner.dispatch.devices import Held
 from tuner.dispatch.group import RankEnding, decide
 from tuner.dispatch.set_aside import assigned_devices
@@ -61,6 +62,7 @@ class Shape:
         filler: the rest of a node, held so that nothing else of ours runs there; empty for a group
             that shares its node.
         preload: modules that the zygotes import once; another group serves as well.
+        packages: what its shells were sent, as :func:`tuner.dispatch.packages.told` has it.
         name: of the group on a cluster that outlives its driver, else "".
         study: its uid.
     """
@@ -72,6 +74,7 @@ class Shape:
     hide_gpus: bool
     filler: Mapping[str, float] = field(default_factory=dict)
     preload: tuple[str, ...] = field(default=(), compare=False)
+    packages: str = ""
     name: str = field(default="", compare=False)
     study: str = field(default="", compare=False)
 
@@ -106,7 +109,9 @@ class RayShell(Shell):
 
     def __init__(self, shape: Shape) -> None:
         self._group = shape.name
-        super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload, shape.study)
+        self._sent = dict(ray.get_runtime_context().runtime_env)
+        package = os.getcwd() if self._sent.get("working_dir") else ""  # where Ray starts its workers then
+        super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload, shape.study, package)
 
     def left(self) -> None:
         if self._group:
@@ -115,7 +120,8 @@ class RayShell(Shell):
     def ready(self) -> dict[str, Any]:
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         node = ray.get_runtime_context().get_node_id()
-        return {**super().ready(), "node": node, "address": address, "devices": assigned_devices()}
+        found = {"node": node, "address": address, "devices": assigned_devices()}
+        return {**super().ready(), **found, "packages": packages.told(self._sent)}
 
     def start(self, assignment: Assignment, place: Place) -> RankInfo:
         info = super().start(assignment, place)

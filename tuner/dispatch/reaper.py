@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tuner import shared_folder
+from tuner import credentials, shared_folder
 from tuner.processes import sweep
 
 __all__ = ["Reaper", "main"]
@@ -41,7 +41,7 @@ class Reaper:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**credentials.without(os.environ), "PYTHONPATH": path},
             start_new_session=True,
             text=True,
         )

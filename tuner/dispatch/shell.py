@@ -30,7 +30,7 @@ from storage import owner
 from tuner import last_words, shared_folder
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import memory, working_folder
+from tuner.dispatch import memory, packages, working_folder
 from tuner.dispatch.group import exit_outcome
 from tuner.dispatch.nursery import Nursery, hang_up
 from tuner.dispatch.outbox import Outbox
@@ -106,12 +106,20 @@ class Shell:
         hide_gpus: no GPU was asked for: hide those that are there.
         preload: modules that the zygote imports once.
         study: its uid, by which shells of a node find the data that they share; "" for none.
+        package: this node's copy of the folder that the driver has sent; "" for none.
     """
 
     def __init__(
-        self, run: str, cpus: float, hide_gpus: bool, preload: Sequence[str], study: str = ""
+        self,
+        run: str,
+        cpus: float,
+        hide_gpus: bool,
+        preload: Sequence[str],
+        study: str = "",
+        package: str = "",
     ) -> None:
         self._run = run
+        self._package = package
         self._shared: shared_folder.Held | None = None
         self._folder = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
         with contextlib.suppress(BadInput):  # who asks for shared data hears of it
@@ -200,7 +208,8 @@ class Shell:
         # Before the child is there: it may end before we hear that it began.
         self._reader = threading.Thread(target=self._read_child, args=(child,), daemon=True)
         self._reader.start()
-        if not self._nursery.fork(assignment, place):
+        seen = packages.moved(assignment, self._package) if assignment.sent else assignment
+        if not self._nursery.fork(seen, place):
             self._conclude(child, Outcome(reason=Reason.RANK_LOST, message="did not start in time"))
         with self._changed:
             self._heard = time.monotonic()
@@ -323,7 +332,9 @@ class Shell:
         """What the attempt left in its folder goes where it stays."""
         assignment, place = self._assignment, self._place
         if assignment is not None and place.folder and place.local_rank == 0:
-            working_folder.collect(place.folder, assignment.folder, assignment.study, assignment.number)
+            home = assignment.folder
+            linked = packages.home_of(assignment, self._package) if assignment.sent else home
+            working_folder.collect(place.folder, home, assignment.study, assignment.number, linked)
 
     def _outcome(self, code: int | None) -> Outcome:
         """Of a child that left no word of its own; ``code`` is None where its zygote was lost."""

@@ -7,15 +7,13 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuner import shared_folder
+from tuner import credentials, shared_folder
 from tuner.processes import MARK
 
 __all__ = ["SHELL_MARK", "environment", "loopback"]
 
 SHELL_MARK = "TUNER_SHELL"
 """In the environment of a shell's processes, beside the run's mark."""
-
-_CREDENTIALS = ("TUNER_STORAGE", "PGPASSWORD")  # of the database, which a rank does not need
 
 
 def loopback() -> str:
@@ -34,7 +32,7 @@ def environment(run: str, mark: str, cpus: float, hide_gpus: bool, shared: str) 
         shared: folder of the data that the node's ranks share.
     """
     threads = str(max(1, int(cpus)))
-    found = {name: value for name, value in os.environ.items() if name not in _CREDENTIALS}
+    found = credentials.without(os.environ)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         found[name] = os.environ.get(f"TUNER_{name}", threads)
     found.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -43,6 +41,8 @@ def environment(run: str, mark: str, cpus: float, hide_gpus: bool, shared: str) 
     found[SHELL_MARK] = mark
     found[shared_folder.FOLDER] = shared
     home = str(Path(__file__).parents[2])  # where this very Tuner is imported from
+    if home.endswith(("site-packages", "dist-packages")):
+        home = ""  # Python finds it, and what a runtime environment installs comes before it
     found["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
     if hide_gpus:
         found["CUDA_VISIBLE_DEVICES"] = ""

@@ -37,11 +37,12 @@ def folder_of(shell: str, home: str) -> str:
     return f"{shell}/work/{os.path.basename(home) or 'root'}"
 
 
-def enter(folder: str, home: str) -> None:
+def enter(folder: str, home: str, root: str = "") -> None:
     """Work in the folder from here on; all ranks of a node may do it at once.
 
     Args:
         home: of which everything is to be found there; it need not be on this node.
+        root: what is above this one is not to be found.
     """
     try:
         for made in (os.path.dirname(folder), folder):  # not what is above: that goes with its shell
@@ -51,7 +52,8 @@ def enter(folder: str, home: str) -> None:
             if not _link(home, folder, without=""):
                 os.chdir(home)
                 return
-            _link(os.path.dirname(home), os.path.dirname(folder), without=os.path.basename(home))
+            if home != root:
+                _link(os.path.dirname(home), os.path.dirname(folder), without=os.path.basename(home))
         os.chdir(folder)
     except FileNotFoundError:  # the shell whose folder it is has just ended, and this rank will
         os.chdir(home if os.path.isdir(home) else "/")
@@ -73,8 +75,12 @@ def sweep(run: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def collect(folder: str, home: str, study: str, number: int) -> list[str]:
+def collect(folder: str, home: str, study: str, number: int, linked: str = "") -> list[str]:
     """Move what an attempt left in its folder to where it stays, so that the next one finds nothing of it.
+
+    Args:
+        home: the driver's folder.
+        linked: the copy of it that was entered, where it was sent.
 
     Returns:
         The paths of the files, in ``home``; none where ``home`` is not on this node.
@@ -83,7 +89,7 @@ def collect(folder: str, home: str, study: str, number: int) -> list[str]:
     found = []
     for entry in _entries(folder):
         path = Path(entry.path)
-        if _is_ours(entry, home):
+        if _is_ours(entry, linked or home):
             continue
         if os.path.isdir(home):
             found += _move(path, Path(kept) / entry.name)

@@ -80,6 +80,8 @@ def main() -> None:
         # Ray kills the children of its workers when it ends these: the zygote must not be one,
         # or nobody is left to end what the rank had started.
         os._exit(0)
+    with contextlib.suppress(OSError):  # Ray's workers are nice; a training need not be, nor its imports
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     control = socket.socket(fileno=int(sys.argv[1]))
     preload = ["torch", "optuna", "tuner.worker", *sys.argv[3:]]
     if any(name.partition(".")[0] == "torch" for name in sys.argv[3:]):
@@ -91,8 +93,6 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with contextlib.suppress(OSError):  # Ray's workers are nice; a training need not be
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
     become_subreaper()
     gc.collect()
     gc.freeze()
@@ -199,7 +199,7 @@ def _run(request: _Request) -> bool:
         os.dup2(descriptors["output"], standard)
     os.close(descriptors["output"])
     if place.folder:
-        working_folder.enter(place.folder, assignment.folder)
+        working_folder.enter(place.folder, assignment.folder, root=assignment.sent)
     os.environ.update(assignment.env)
     os.environ["TUNER_STUDY"] = assignment.study
     os.environ["TUNER_TRIAL"] = str(assignment.number)

@@ -31,6 +31,15 @@ class MicroBatch:
         tensors: as they were given to :meth:`Accumulation.split`, with ``rows`` rows each.
         rows: at most ``micro_batch``; 0 where this rank has no share.
         scale: what the sum of the losses of the rows is multiplied by.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.tensor([3.0], requires_grad=True)
+        >>> micro = MicroBatch(tensors=(torch.tensor([[1.0], [2.0]]),), rows=2, scale=1 / 4)
+        >>> micro.backward((micro.tensors[0] * weight).sum(1)).item()  # of a logical batch of 4 rows
+        2.25
+        >>> weight.grad.item()
+        0.75
     """
 
     tensors: tuple[Tensor, ...]
@@ -60,13 +69,22 @@ class Accumulation:
     Raises:
         BadInput: ``micro_batch`` is not at least 1.
 
-    Example::
+    In an objective::
 
         optimizer.zero_grad()
         for micro in accumulation.split(images, labels, of=loader.rows):
             x, y = micro.tensors
             micro.backward(cross_entropy(model(x), y, reduction="none"))
         optimizer.step()
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> x = torch.arange(5.0)[:, None]
+        >>> for micro in Accumulation(model, micro_batch=2).split(x, of=5):
+        ...     loss = micro.backward(model(*micro.tensors).squeeze(1))
+        >>> model.weight.grad.item() == x.mean().item()
+        True
     """
 
     def __init__(self, model: nn.Module, micro_batch: int) -> None:

@@ -148,7 +148,7 @@ class Loader:
     Attributes:
         rows: rows, over all ranks, of the batch that the loop has now.
 
-    Example::
+    In an objective::
 
         loader = tuner.torch.Loader(dataset, trial, batch_size=256, num_workers=2)
         saved = trial.load_checkpoint()
@@ -158,6 +158,13 @@ class Loader:
             for images, labels in loader:
                 ...
                 trial.save_checkpoint({"loader": loader.state_dict(), ...}, step)
+
+    Example:
+        >>> from types import SimpleNamespace as Place
+        >>> trial = Place(rank=0, world_size=1, seed=0)
+        >>> loader = Loader(torch.utils.data.TensorDataset(torch.arange(5.0)), trial, batch_size=2)
+        >>> [len(rows) for (rows,) in loader], loader.epoch
+        ([2, 2, 1], 1)
     """
 
     def __init__(

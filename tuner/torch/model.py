@@ -55,11 +55,18 @@ def prepare(
     Raises:
         BadInput: an unknown strategy or compression, or a compression without DDP.
 
-    Example::
+    In an objective::
 
         model = tuner.torch.prepare(network, trial)
         model = tuner.torch.prepare(network, trial, compression="bf16")
         model = tuner.torch.prepare(network, trial, "fsdp", blocks=[nn.TransformerEncoderLayer])
+
+    Example:
+        >>> from types import SimpleNamespace as Place
+        >>> trial = Place(rank=0, world_size=1, device=torch.device("cpu"), seed=0)
+        >>> model = tuner.torch.prepare(torch.nn.Linear(2, 1), trial, compression="bf16")
+        >>> tuner.torch.traffic(model).bytes_sent  # one rank sends nothing
+        0
     """
     if strategy not in STRATEGIES:
         raise BadInput(f'strategy={strategy!r}: give "ddp", "fsdp" or None')

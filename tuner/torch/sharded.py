@@ -64,8 +64,17 @@ def save_sharded(trial: Trial, state: Mapping[str, Any], step: int) -> None:
         CheckpointNotSaved, Interrupted: as from ``trial.save_checkpoint``.
 
     Example:
-        >>> weights, moments = get_state_dict(model, optimizer)  # doctest: +SKIP
-        >>> save_sharded(trial, {"model": weights, "optimizer": moments, "epoch": 3}, 3)  # doctest: +SKIP
+        >>> def objective(trial):
+        ...     state = {"model": torch.nn.Linear(2, 1).state_dict(), "epoch": 0}
+        ...     done = tuner.torch.load_sharded(trial, state)  # None on a first try
+        ...     for epoch in range(0 if done is None else done + 1, 2):
+        ...         tuner.torch.save_sharded(trial, {**state, "epoch": epoch}, epoch)
+        ...     return 0.0
+        >>> study = tuner.create_study("sharded", storage="sqlite:///tuner.db")
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        >>> state = {"model": torch.nn.Linear(2, 1).state_dict()}
+        >>> tuner.torch.load_sharded(tuner.best_checkpoint(study), state), state["epoch"]
+        (1, 1)
     """
     leaves = dict(_leaves(state))
     tensors = {name: value for name, value in leaves.items() if isinstance(value, torch.Tensor)}
@@ -99,8 +108,17 @@ def load_sharded(source: Trial | checkpoint.Checkpoint, state: MutableMapping[st
             named). The state may be filled in part.
 
     Example:
-        >>> step = load_sharded(trial, state)  # doctest: +SKIP
-        >>> first = 1 if step is None else step + 1  # doctest: +SKIP
+        >>> def objective(trial):
+        ...     state = {"model": torch.nn.Linear(2, 1).state_dict(), "epoch": 0}
+        ...     done = tuner.torch.load_sharded(trial, state)  # None on a first try
+        ...     for epoch in range(0 if done is None else done + 1, 2):
+        ...         tuner.torch.save_sharded(trial, {**state, "epoch": epoch}, epoch)
+        ...     return 0.0
+        >>> study = tuner.create_study("sharded-2", storage="sqlite:///tuner.db")
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        >>> state = {"model": torch.nn.Linear(2, 1).state_dict()}
+        >>> tuner.torch.load_sharded(tuner.best_checkpoint(study), state), state["epoch"]
+        (1, 1)
     """
     found = source if isinstance(source, checkpoint.Checkpoint) else source.load_checkpoint()
     if found is None:

@@ -1,0 +1,1 @@
+"""External programs as objectives: what :func:`objectives.command` is made of."""

@@ -1,0 +1,139 @@
+"""What is sent to nodes, as plain data: checked before anything is written, and found again on the node."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner import credentials, runtime_env
+from tuner.assignment import Assignment, ObjectiveRef
+from tuner.dispatch import packages
+from tuner.errors import BadInput
+from tuner.resources import Resources
+from tuner.settings import Settings
+
+GOOD_PIP = ["einops==0.8.1", "mylib @ https://example.org/mylib.whl"]
+
+
+@pytest.mark.parametrize("module", [credentials, packages, runtime_env])
+def test_the_examples_are_right(module: Any) -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("work", "runtime_env='work': give a mapping"),
+        ({"env_vars": {"A": "1"}}, "name the variables with env="),
+        ({"conda": "x"}, "no field 'conda' here; it has: excludes, pip, py_modules, working_dir"),
+        ({"working_dir": "/not/here"}, "working_dir '/not/here': there is no such folder"),
+        ({"working_dir": 3}, "{'working_dir': 3}: give a folder"),
+        ({"py_modules": "lib"}, "{'py_modules': 'lib'}: give a list"),
+        ({"excludes": [3]}, "{'excludes': ...} holds 3"),
+        ({"pip": "no-such-file.txt"}, "there is no such file"),
+        ({"pip": ["--index-url https://ann:secret@pypi.org/simple"]}, "holds a password"),
+        (
+            {"working_dir": "https://ann:secret@host/work.zip"},
+            "'https://ann:***@host/work.zip'} holds a password",
+        ),
+    ],
+)
+def test_bad_input_is_named_in_one_line(given: Any, said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Settings(n_trials=1, runtime_env=given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_it_is_kept_with_absolute_paths_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "needs.txt").write_text(
+        "# a comment\neinops==0.8.1  # pinned\n\nmylib @ https://example.org/mylib.whl\n"
+    )
+    given = {"working_dir": ".", "py_modules": [Path("lib")], "pip": "needs.txt", "excludes": ["*.csv"]}
+    settings = Settings(n_trials=1, runtime_env=given)
+    folder = os.path.realpath(tmp_path)
+    assert settings.runtime_env == {
+        "working_dir": folder,
+        "py_modules": [f"{folder}/lib"],
+        "pip": GOOD_PIP,
+        "excludes": ["*.csv"],
+    }
+    assert Settings.from_mapping(json.loads(settings.to_json())) == settings
+    assert Settings(n_trials=1, runtime_env={}).runtime_env is None
+
+
+def test_what_a_run_writes_itself_is_not_sent() -> None:
+    sent = {"working_dir": "/w", "excludes": ["*.csv"]}
+    kept = runtime_env.keeping_out(sent, ["/w/a[1].db", "/w/deep/checkpoints", "/wide/x", "s3://b/c"])
+    assert kept == {"working_dir": "/w", "excludes": ["*.csv", "/a\\[1].db", "/deep/checkpoints"]}
+    assert sent == {"working_dir": "/w", "excludes": ["*.csv"]}
+    assert runtime_env.keeping_out({"pip": ["a"]}, ["/w/tuner.db"]) == {"pip": ["a"]}
+    assert runtime_env.keeping_out(None, ["/w/tuner.db"]) is None
+
+
+def test_the_environment_of_a_job_comes_first_and_loses_its_passwords(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    variables = {"A": "1", "PGPASSWORD": "secret", "TUNER_STORAGE": "postgresql://ann:secret@db/t"}
+    config = {"runtime_env": {"working_dir": "gcs://x.zip", "env_vars": variables}, "metadata": {"m": "1"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+    job = packages.job_environment()
+    assert job == {"working_dir": "gcs://x.zip", "env_vars": {"A": "1"}}
+    assert json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"]) == {
+        "runtime_env": job,
+        "metadata": {"m": "1"},
+    }
+    assert packages.runtime_env_of({"working_dir": "/w", "pip": ["a"]}, job) == {"pip": ["a"]}
+    assert packages.runtime_env_of({"working_dir": "/w"}, {})["excludes"] == ["tuner-files"]
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    assert packages.job_environment() == {}
+
+
+def assignment(file: str, folder: str, *sys_path: str) -> Assignment:
+    return Assignment(
+        run="r",
+        epoch=1,
+        study="s",
+        directions=("minimize",),
+        number=0,
+        attempt=1,
+        seed=1,
+        started="2026-01-01T00:00:00",
+        objective=ObjectiveRef(file=file, module="fit", name="objective", sys_path=sys_path),
+        resources=Resources(),
+        folder=folder,
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "home"),
+    [("{sent}", "/pkg"), ("{sent}/sub", "/pkg/sub"), ("/elsewhere", "/pkg"), ("{sent}er", "/pkg")],
+)
+def test_a_rank_finds_in_its_copy_what_the_driver_has(tmp_path: Path, folder: str, home: str) -> None:
+    sent = os.path.realpath(tmp_path)
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path)
+    driver = assignment(f"{link}/fit.py", folder.format(sent=sent), str(link), f"{sent}/lib", "/opt/lib")
+    attempt = packages.addressed(driver, sent)
+    assert attempt.objective.file == f"{sent}/fit.py"
+    there = packages.moved(attempt, "/pkg")
+    assert there.objective.file == "/pkg/fit.py"
+    assert there.objective.sys_path == ("/pkg", "/pkg/lib", "/opt/lib")
+    assert (there.folder, there.sent) == (home, "/pkg")
+    assert packages.home_of(attempt, "/pkg") == home
+
+
+def test_groups_are_alike_that_were_sent_the_same() -> None:
+    one = packages.told({"working_dir": "gcs://a.zip", "pip": ["a"], "env_vars": {"A": "1"}})
+    assert one == packages.told({"pip": ["a"], "working_dir": "gcs://a.zip", "py_modules": []})
+    assert one != packages.told({"pip": ["a"], "working_dir": "gcs://b.zip"})
