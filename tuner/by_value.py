@@ -130,6 +130,8 @@ def _is_of_main(value: Any) -> bool:
 
 
 def _source(function: types.FunctionType) -> str:
+    if function.__name__ == "<lambda>":  # its source is the whole line, which may have two of them
+        return _code(function.__code__)
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):  # typed at a prompt, or made by exec
