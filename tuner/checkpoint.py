@@ -173,7 +173,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
         BadCheckpoint: it is not there, or no checkpoint.
 
     Example:
-        >>> state = load_checkpoint("final/rank-0.pt")  # doctest: +SKIP
+        >>> def objective(trial):
+        ...     trial.save_checkpoint({"weight": 3.0}, step=1)
+        ...     return 0.0
+        >>> study = tuner.create_study("one", storage="sqlite:///tuner.db")
+        >>> study = tuner.optimize(study, objective, n_trials=1, checkpoints="saved", executor="inline")
+        >>> (file,) = Path("saved").rglob("rank-0.pt")
+        >>> load_checkpoint(file)
+        {'weight': 3.0}
     """
     name = os.fspath(path)
     if not _is_remote(name) and os.path.isdir(name):

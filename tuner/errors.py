@@ -152,6 +152,13 @@ class ProgramFailed(TunerError):
         code: its exit code, negative for a signal; None where it did not start.
         reason: class of the failure.
         tail: its last lines.
+
+    Example:
+        >>> with tuner.Program(["sh", "-c", "echo no luck; exit 3"]) as program:
+        ...     lines = list(program.output())
+        ...     program.check()
+        Traceback (most recent call last):
+        tuner.errors.ProgramFailed: ...
     """
 
     def __init__(self, text: str, *, reason: str, code: int | None = None, tail: str = "") -> None:
@@ -162,7 +169,17 @@ class ProgramFailed(TunerError):
 
 
 class BadMetric(TunerError):
-    """An external program gave no metric, or one that is no number: the line is shown."""
+    """An external program gave no metric, or one that is no number: the line is shown.
+
+    Example:
+        >>> import objectives
+        >>> objective = objectives.command("echo loss={x}", {"x": "float(0,1)"}, metrics="regex:lost=(.*)")
+        >>> study = tuner.create_study("bad-metric", storage="sqlite:///tuner.db")
+        >>> study = tuner.optimize(study, objective, n_trials=1, executor="inline")
+        loss=0...
+        >>> study.trials[0].state.name
+        'FAIL'
+    """
 
 
 class Infeasible(TunerError):

@@ -57,7 +57,9 @@ def plot(
         BadInput: no such figure or backend; the near name is suggested.
 
     Example:
-        >>> plot(study, "slice", params=["lr"], backend="matplotlib").savefig("slice.png")  # doctest: +SKIP
+        >>> study = optuna.create_study()
+        >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+        >>> plot(study, "slice", params=["x"], backend="matplotlib").savefig("slice.png")
     """
     name = _function(kind)
     if _backend(backend) == "plotly":

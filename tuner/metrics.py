@@ -44,7 +44,8 @@ class Endpoint(Collector):
 
     Example:
         >>> endpoint = Endpoint("127.0.0.1", 0)
-        >>> endpoint.publish(measured)
+        >>> endpoint.url == f"http://127.0.0.1:{endpoint.port}/metrics"
+        True
         >>> endpoint.close()
     """
 

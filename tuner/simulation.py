@@ -107,6 +107,15 @@ class Simulation:
         attempts: that were started.
         states: number of trials by state, such as ``{"COMPLETE": 30, "PRUNED": 70}``.
         trials: as Optuna has them.
+
+    Example:
+        >>> space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+        >>> study = optuna.create_study(
+        ...     sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner()
+        ... )
+        >>> found = tuner.simulate(study, space, lambda params: [(params["x"], 2.0)], n_trials=6, seed=1)
+        >>> found.epochs, found.states
+        (6, {'COMPLETE': 6})
     """
 
     seconds: float

@@ -126,7 +126,12 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """The objective that :func:`command` makes. ``recipe`` is what the store keeps of it."""
+    """The objective that :func:`command` makes. ``recipe`` is what the store keeps of it.
+
+    Example:
+        >>> command("echo {x}", {"x": "float(0,1)"}, metrics="regex:(.*)").space
+        {'x': FloatDistribution(high=1.0, log=False, low=0.0, step=None)}
+    """
 
     template: Template
     metric: tuple[str, ...]

@@ -126,7 +126,7 @@ def size_text(count: float) -> str:
 
     Example:
         >>> size_text(3 * 2**29), size_text(5_000)
-        ('1.5 GiB', '4.9 KiB')
+        ('1.5 GiB', '4.88 KiB')
     """
     for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= size:

@@ -47,7 +47,7 @@ def safe(name: str, refused: str = SHAPE) -> str:
 
     Example:
         >>> safe("digits"), safe("acc@5")
-        ('digits', 'acc_5.4e1c0f0e')
+        ('digits', 'acc_5.a7b80f52')
     """
     clean = re.sub(refused, "_", name)
     if clean == name and name not in ("", ".", "..") and len(name) <= 150:
