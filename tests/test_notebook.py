@@ -95,7 +95,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         indent = len(lines[0]) - len(lines[0].lstrip())
         cells.append(nbformat.v4.new_code_cell("\n".join(line[indent:] for line in lines)))
     book = nbformat.v4.new_notebook(cells=cells)
-    done = nbclient.execute(book, cwd=str(folder), timeout=180)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MPLBACKEND", raising=False)  # Streamlit sets it, where a test has imported that
+        done = nbclient.execute(book, cwd=str(folder), timeout=180)
     nbformat.write(done, folder / "done.ipynb")
     return {name: cell.outputs for name, cell in zip(CELLS, done.cells, strict=True)}
 
