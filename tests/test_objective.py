@@ -163,7 +163,7 @@ def test_a_failed_import_leaves_nothing_imported(write: Write) -> None:
 
 
 def test_a_file_that_another_node_does_not_have_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(BadObjective, match=r"the objective's file .* is not here; send its folder with --working-dir"):
+    with pytest.raises(BadObjective, match=r"file .* is not here; send its folder with --working-dir DIR"):
         objectives.load(ObjectiveRef(file=str(tmp_path / "gone.py"), module="gone", name="objective"))
 
 

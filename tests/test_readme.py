@@ -41,6 +41,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(1200)  # some twenty commands, most of which start a Ray
 def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
     for language, body in BLOCKS:
         if language == "python":
