@@ -16,12 +16,14 @@ from streamlit.starlette import App
 from dashboard import views
 from dashboard.access import auth, login
 from dashboard.access.gate import TICKET
+from dashboard.parts import importance
 
 __all__ = ["app"]
 
 for view in pkgutil.iter_modules(views.__path__):
     # what the pages need is there before somebody looks: pandas, Altair and Optuna take more than a second
     importlib.import_module(f"{views.__name__}.{view.name}")
+importance.prepare()
 
 # To judge the origin of a request Streamlit would ask an outside service for this machine's address.
 net_util.get_external_ip = lambda: None

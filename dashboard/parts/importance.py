@@ -19,7 +19,7 @@ from storage import samples
 from storage.samples import Sample
 from storage.views import StudyRow
 
-__all__ = ["FEWEST", "Importance", "importance_of", "of_sample"]
+__all__ = ["FEWEST", "Importance", "importance_of", "of_sample", "prepare"]
 
 MOST = 2000
 """Trials that are looked at: the order of the parameters is stable long before, and it takes 0.1 s."""
@@ -87,3 +87,15 @@ def of_sample(sample: Sample) -> Importance:
         )
     shares = tuple((name, share) for name, share in found.items() if math.isfinite(share))
     return Importance(shares=shares, looked_at=len(finite), total=sample.total)
+
+
+def prepare() -> None:
+    """Load what the first importances would wait for: Optuna imports SciPy's parts only then, which takes a
+    second.
+    """
+    drawn = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    trials = [
+        optuna.trial.create_trial(params={"x": at / FEWEST}, distributions=drawn, value=float(at))
+        for at in range(FEWEST)
+    ]
+    of_sample(Sample(directions=("minimize",), trials=tuple(trials), total=FEWEST))
