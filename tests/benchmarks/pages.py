@@ -57,7 +57,8 @@ class Page:
 
 def _of_study(name: str, path: str) -> Page:
     marker = {"selector": ".st-key-pages strong", "text": name}
-    return Page(name=name, path=f"/{path}?study={driven.STUDY}", link=f"a[href*='{path}?']", marker=marker)
+    link = f"a[href*='{path}?study={driven.STUDY}']"  # the file may have other studies
+    return Page(name=name, path=f"/{path}?study={driven.STUDY}", link=link, marker=marker)
 
 
 def _headed(name: str, path: str, link: str, heading: str) -> Page:
