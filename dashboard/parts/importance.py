@@ -93,7 +93,9 @@ def prepare() -> None:
     """Load what the first importances would wait for: Optuna imports SciPy's parts only then, which takes a
     second.
     """
-    drawn = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    drawn: dict[str, optuna.distributions.BaseDistribution] = {
+        "x": optuna.distributions.FloatDistribution(0, 1)
+    }
     trials = [
         optuna.trial.create_trial(params={"x": at / FEWEST}, distributions=drawn, value=float(at))
         for at in range(FEWEST)
