@@ -122,10 +122,23 @@ class HeldStudy:
     def __init__(
         self, lease: Lease, record: StudyRecord, *, claims: bool = True, patience: float = 60.0
     ) -> None:
+        self._begin(lease, record, claims)
+        self.patience = patience
+        with lease.database.errors(), lease.database.read() as connection:
+            self.image.put(read_trials(connection, record.study_id))
+        self._seen = max((trial._trial_id for trial in self.image.trials()), default=0)
+        self._read_attributes()
+        self._journal = Journal(lease.fence)
+        self._writer = Writer(
+            self._commit, tend=self._tend, refused=self._refuse, gap=lease.database.is_sqlite
+        )
+        self.storage = HeldStorage(self)
+
+    def _begin(self, lease: Lease, record: StudyRecord, claims: bool) -> None:
+        """What of a study is in memory; its double has the same."""
         self.lease = lease
         self.record = record
         self.claims = claims
-        self.patience = patience
         self.lock = threading.RLock()
         self.image = StudyImage()
         self.owned: set[int] = set()
@@ -136,15 +149,6 @@ class HeldStudy:
         self.attributes_set = 0
         self._checkpoints: dict[int, list[CheckpointRecord]] = {}
         self._first_attributes: dict[int, str] = {}
-        with lease.database.errors(), lease.database.read() as connection:
-            self.image.put(read_trials(connection, record.study_id))
-        self._seen = max((trial._trial_id for trial in self.image.trials()), default=0)
-        self._read_attributes()
-        self._journal = Journal(lease.fence)
-        self._writer = Writer(
-            self._commit, tend=self._tend, refused=self._refuse, gap=lease.database.is_sqlite
-        )
-        self.storage = HeldStorage(self)
 
     @property
     def uid(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,8 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from storage.errors import Refused
 from storage.held import AttemptRecord, CheckpointRecord, CommandRecord, HeldStudy
 from storage.held_storage import HeldStorage
-from storage.image import StudyImage
 from storage.studies import StudyRecord
 from storage.writes import (
     Claim,
@@ -54,19 +51,7 @@ class MemoryStudy(HeldStudy):
 
     def __init__(self, record: StudyRecord) -> None:
         lease: Any = _Lease()
-        self.lease = lease
-        self.record = record
-        self.claims = True
-        self.lock = threading.RLock()
-        self.image = StudyImage()
-        self.owned: set[int] = set()
-        self.endings: dict[int, EndAttempt] = {}
-        self.finished_elsewhere: set[int] = set()
-        self.refused: dict[int, Refused] = {}
-        self.refreshed = time.monotonic()
-        self.attributes_set = 0
-        self._first_attributes: dict[int, str] = {}
-        self._checkpoints = {}
+        self._begin(lease, record, claims=True)
         self.storage = HeldStorage(self)
         self._attempts: dict[int, dict[int, AttemptRecord]] = {}  # by trial and attempt
         self._created = 0

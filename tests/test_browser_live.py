@@ -98,9 +98,10 @@ def test_a_person_finds_retries_watches_stops_and_resumes(chromium: str, tmp_pat
         page.goto(f"{address}/?q=liv")  # find it
         page.get_by_role("link", name="live", exact=True).click()
         expect(page.locator("h1")).to_have_text("live")
-        best = reads.study(database.engine, "live").best  # type: ignore[union-attr]
+        study = reads.study(database.engine, "live")
+        assert study is not None
         shown = page.locator("[data-testid=stMetric]", has_text="Best").locator("[data-testid=stMetricValue]")
-        expect(shown).to_have_text(f"{best:.5g}")  # as the database has it
+        expect(shown).to_have_text(f"{study.best:.5g}")  # as the database has it
 
         page.get_by_role("link", name="Failures", exact=True).click()  # why it failed
         expect(page.get_by_text("the loss has no gradient").first).to_be_visible()

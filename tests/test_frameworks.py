@@ -7,7 +7,6 @@ with Optuna's own callbacks, run as they are: nothing of ours is in ``tests/fram
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 import optuna
 import pytest
-import ray
 from optuna.trial import TrialState
 
 import tuner
 from storage import Database, reads
+from tests.local_cluster import local_cluster
 
 pytestmark = pytest.mark.integration
 
@@ -45,16 +44,8 @@ class Odd(optuna.pruners.BasePruner):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "RAY_worker_niceness", "0"
-        )  # as ours has it: ranks that are at 15 starve on a busy machine
-        context = ray.init(
-            address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-        )
-    yield
-    ray.shutdown()
-    shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
+    with local_cluster():
+        yield
 
 
 def imported(name: str) -> ModuleType:

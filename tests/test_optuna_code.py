@@ -5,7 +5,6 @@ ranks of a Ray, where the study and the storage of a trial are messages.
 from __future__ import annotations
 
 import functools
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import optuna
 import pytest
-import ray
 from optuna.distributions import FloatDistribution
 from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, TrialState
@@ -21,22 +19,15 @@ from optuna.trial import FrozenTrial, TrialState
 import tuner
 from storage import Database, studies
 from tests import optuna_objectives as objectives
+from tests.local_cluster import local_cluster
 
 GRID = "grid({'x': [0.0, 0.5, 1.0], 'n': [1, 2]})"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "RAY_worker_niceness", "0"
-        )  # as ours has it: ranks that are at 15 starve on a busy machine
-        context = ray.init(
-            address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
-        )
-    yield
-    ray.shutdown()
-    shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
+    with local_cluster():
+        yield
 
 
 class Place:
