@@ -270,12 +270,16 @@ def test_a_driver_whose_local_ray_is_killed_ends_in_one_line_and_all_goes_on_lat
     assert "the local Ray was killed; what ran goes on when the study is resumed" in output
     wait_for(lambda: not marked(run), 5, "the end of every process of the run")
     running = [row for row in reads.trials(database(folder).engine, "s").rows if row.state == "RUNNING"]
-    assert len(running) == 1, "trial 0, or one after it where this machine was slow to kill"
-    *before, last = trial(folder, running[0].number).attempt_rows
-    assert before
-    assert {attempt.state for attempt in before} == {"ended"}
-    assert before[-1].reason == "node_lost"
-    assert last.state == "claimed"
+    # Trial 0, or one after it where this machine was slow to kill; and one that began while its retry waited.
+    assert 1 <= len(running) <= 2
+    lost = 0
+    for row in running:
+        *before, last = trial(folder, row.number).attempt_rows
+        assert last.state == "claimed"
+        assert {attempt.state for attempt in before} <= {"ended"}
+        assert {attempt.reason for attempt in before} <= {"node_lost", "rank_lost"}
+        lost += len(before)
+    assert lost
 
 
 @pytest.mark.fault("24: SIGTERM, with a second driver meanwhile")
