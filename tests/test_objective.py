@@ -20,6 +20,7 @@ import pytest
 from tuner import objective as objectives
 from tuner.assignment import ObjectiveRef
 from tuner.errors import BadObjective
+from tuner.imports import imports, may_use_torch
 
 _names = itertools.count()
 Write = Callable[..., Path]
@@ -344,9 +345,37 @@ def test_what_the_file_imports_can_be_imported_ahead(write: Write) -> None:
             import pandas
         """
     )
-    assert objectives.imports(str(file)) == ("numpy", "torch.nn", "sklearn.datasets")
-    assert objectives.imports(str(file.parent / "none.py")) == ()
-    assert objectives.imports(str(write("def f(:"))) == ()
+    assert imports(str(file)) == ("numpy", "torch.nn", "sklearn.datasets")
+    assert imports(str(file.parent / "none.py")) == ()
+    assert imports(str(write("def f(:"))) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ("import numpy\nimport os", False),
+        ("import tuner\nfrom sklearn.datasets import load_digits", False),
+        ("def objective(trial):\n    import torch", True),
+        ("from tuner import torch", True),
+        ("import tuner.lightning", True),
+        ("import some_package_that_may_be_installed", True),
+        ("from importlib import import_module", True),
+        ("found = __import__('torch')", True),
+        ("import plain_helper", False),
+        ("import torch_helper", True),
+        ("from torch_helper import net", True),
+        ("from .torch_helper import net", True),
+        ("from . import torch_helper", True),
+        ("from .plain_helper import net", False),
+        ("def f(:", True),
+    ],
+)
+def test_whether_an_objective_may_use_torch_is_seen_without_running_it(
+    write: Write, text: str, may: bool
+) -> None:
+    write("import math\nimport plain_helper", "plain_helper.py")
+    write("import plain_helper\ndef net():\n    from torch import nn", "torch_helper.py")
+    assert may_use_torch(str(write(text))) is may
 
 
 # ---------------------------------------------------------------------------- names that collide

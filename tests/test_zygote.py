@@ -162,7 +162,7 @@ def attribute(messages: list[Message]) -> Any:
 
 
 def test_a_question_is_answered_and_the_outcome_is_the_last_message(shell: Shell, file: Path) -> None:
-    info = shell.start(assignment(file, "quadratic"), Place())
+    info = shell.start(assignment(file, "quadratic"), Place()).placed
     assert info.pid > 0
     messages, _ = drain_until(shell, lambda message: isinstance(message, Question))
     (question,) = messages
@@ -255,7 +255,7 @@ def test_a_rank_that_closed_its_files_says_so_in_its_output(shell: Shell, file: 
 def test_a_killed_rank_is_told_by_its_signal_and_the_same_zygote_forks_the_next(
     shell: Shell, file: Path
 ) -> None:
-    info = shell.start(assignment(file, "waits"), Place())
+    info = shell.start(assignment(file, "waits"), Place()).placed
     zygote = psutil.Process(info.pid).ppid()
     drain_until(shell, lambda message: isinstance(message, Report))
     os.kill(info.pid, signal.SIGKILL)
@@ -266,7 +266,7 @@ def test_a_killed_rank_is_told_by_its_signal_and_the_same_zygote_forks_the_next(
 
 
 def test_a_stopped_rank_is_killed(shell: Shell, file: Path) -> None:
-    info = shell.start(assignment(file, "waits"), Place())
+    info = shell.start(assignment(file, "waits"), Place()).placed
     drain_until(shell, lambda message: isinstance(message, Report))
     os.kill(info.pid, signal.SIGSTOP)
     shell.kill(1)
@@ -290,7 +290,7 @@ def test_the_wish_to_stop_reaches_the_rank(shell: Shell, file: Path) -> None:
 def test_when_the_zygote_dies_its_rank_and_helpers_end_and_another_takes_the_next_attempt(
     shell: Shell, file: Path
 ) -> None:
-    info = shell.start(assignment(file, "leaves_a_helper_and_waits"), Place())
+    info = shell.start(assignment(file, "leaves_a_helper_and_waits"), Place()).placed
     messages, _ = drain_until(shell, lambda message: isinstance(message, Report))
     helper = attribute(messages)
     os.kill(psutil.Process(info.pid).ppid(), signal.SIGKILL)
@@ -335,7 +335,7 @@ from tuner.channel import Place
 from tuner.dispatch import shell as shells
 shells.WITHOUT_DRIVER = float(sys.argv[1])
 shell = shells.Shell(sys.argv[2], 1, True, ())
-info = shell.start(pickle.load(open(sys.argv[3], "rb")), Place())
+info = shell.start(pickle.load(open(sys.argv[3], "rb")), Place()).placed
 print(info.pid, shell._folder, flush=True)
 time.sleep(600)
 """

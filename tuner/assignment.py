@@ -76,6 +76,7 @@ class Assignment:
         params: parameters that are already fixed (of an earlier attempt).
         fixed: parameters of an enqueued trial: name to plain value.
         relative: the sampler's joint draw, made before dispatch.
+        ahead: parameters that the trial will probably suggest, drawn as if it had asked for them.
         user_attrs, system_attrs, reports: what earlier attempts left, up to the checkpoint; constraints are
             system attributes, and what the sampler noted is among them.
         checkpoints: fsspec URI or folder of this trial; attempts are folders below it.
@@ -105,6 +106,7 @@ class Assignment:
     params: Mapping[str, Draw] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     relative: Mapping[str, Draw] = field(default_factory=dict)
+    ahead: Mapping[str, Draw] = field(default_factory=dict)
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
     system_attrs: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[int, float] = field(default_factory=dict)

@@ -96,6 +96,7 @@ def assignment(
         params=params,
         fixed=trial.system_attrs.get("fixed_params", {}),
         relative=draw,
+        ahead=study.ahead(due.trial_id, draw),
         user_attrs=dict(trial.user_attrs),
         system_attrs=dict(trial.system_attrs),
         reports=dict(trial.intermediate_values),

@@ -22,6 +22,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,14 +33,14 @@ from optuna.distributions import BaseDistribution
 from tuner import by_value
 from tuner.assignment import ObjectiveRef
 from tuner.errors import BadInput, BadObjective
+from tuner.imports import TORCH, imports, is_installed_file
 from tuner.recipe import Recipe
-from tuner.shadow import OWN_PACKAGES, check_folder
+from tuner.shadow import check_folder
 
 __all__ = [
     "describe",
     "direction_of",
     "from_json",
-    "imports",
     "load",
     "member",
     "refer",
@@ -175,32 +176,6 @@ def from_json(text: str) -> ObjectiveRef:
     return _reference(plain["module"], plain["name"], plain["file"])
 
 
-def imports(file: str) -> tuple[str, ...]:
-    """Installed modules that a file imports at its top: a zygote can import them once for all."""
-    try:
-        tree = ast.parse(Path(file).read_text())
-    except (OSError, SyntaxError, ValueError):
-        return ()
-    names: list[str] = []
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.append(node.module)
-    left_out = {"ray", "streamlit", "__future__", *OWN_PACKAGES, *sys.stdlib_module_names}
-    return tuple(dict.fromkeys(name for name in names if _is_installed(name, left_out)))
-
-
-def _is_installed(name: str, left_out: set[str]) -> bool:
-    top = name.partition(".")[0]
-    if top in left_out:
-        return False
-    with contextlib.suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec(top)
-        return spec is not None and _is_installed_file(spec.origin or "")
-    return False
-
-
 def _reference(module: str, name: str, file: str) -> ObjectiveRef:
     return ObjectiveRef(
         module=module,
@@ -219,7 +194,7 @@ def _by_recipe(factory: str, arguments: Mapping[str, Any]) -> ObjectiveRef:
     digest = hashlib.sha256(f"{factory} {text}".encode()).hexdigest()
     ref = ObjectiveRef(module=module, name=name, arguments=text, digest=digest, sys_path=_sys_path())
     load(ref)
-    return ref
+    return replace(ref, preload=imports(getattr(sys.modules[module], "__file__", None) or ""))
 
 
 def _made(factory: Any, ref: ObjectiveRef) -> Any:
@@ -244,7 +219,7 @@ def _sys_path(file: str = "") -> tuple[str, ...]:
     ours = [os.path.abspath(part or os.getcwd()) for part in sys.path]
     return tuple(
         dict.fromkeys(
-            part for part in own + ours if os.path.isdir(part) and not _is_installed_file(part + os.sep)
+            part for part in own + ours if os.path.isdir(part) and not is_installed_file(part + os.sep)
         )
     )
 
@@ -323,14 +298,9 @@ def _module_name(path: Path) -> str:
     name = path.stem.replace(".", "_")
     known = sys.modules.get(name)
     origin = getattr(known, "__file__", None) or "built in"
-    if known is not None and not _same(origin, str(path)) and _is_installed_file(origin):
+    if known is not None and not _same(origin, str(path)) and is_installed_file(origin):
         raise BadObjective(f"{path} has the name of the module {name!r} ({origin}); rename it")
     return name
-
-
-def _is_installed_file(file: str) -> bool:
-    standard = os.path.dirname(os.__file__) + os.sep
-    return file == "built in" or "site-packages" in file or file.startswith(standard)
 
 
 def _has_guard(file: Path) -> bool:
@@ -348,7 +318,9 @@ def _has_guard(file: Path) -> bool:
 
 def _by_value(objective: Callable[..., Any]) -> ObjectiveRef:
     pickled = by_value.dumps(objective)
-    return ObjectiveRef(pickled=pickled, digest=by_value.digest(objective), sys_path=_sys_path())
+    return ObjectiveRef(
+        pickled=pickled, digest=by_value.digest(objective), sys_path=_sys_path(), preload=(TORCH,)
+    )
 
 
 def _attribute(module: ModuleType, name: str, where: str) -> Any:

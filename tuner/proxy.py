@@ -88,11 +88,16 @@ class RankStorage:
 class _RankSampler:
     """Asks the driver for what did not travel with the trial."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, ahead: Mapping[str, Draw]) -> None:
         self._channel = channel
+        self._ahead = ahead
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: BaseDistribution) -> Any:
-        value = self._channel.ask(Sample, name=name, distribution=distribution_to_json(distribution))
+        text, drawn = distribution_to_json(distribution), self._ahead.get(name)
+        if drawn is not None and drawn.distribution == text:
+            value = drawn.value
+        else:
+            value = self._channel.ask(Sample, name=name, distribution=text)
         return distribution.to_external_repr(float(value))
 
 
@@ -103,7 +108,7 @@ class RankStudy:
         self.study_name = assignment.study
         self.directions = [StudyDirection[one.upper()] for one in assignment.directions]
         self.pruner = optuna.pruners.NopPruner()  # for Optuna's trial; the driver decides
-        self.sampler = _RankSampler(channel)
+        self.sampler = _RankSampler(channel, assignment.ahead)
         self._storage = storage
         self._channel = channel
 

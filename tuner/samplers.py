@@ -180,6 +180,15 @@ def kept(given: BaseSampler) -> BaseSampler:
     return TPESampler.of(given)
 
 
+def draws_alone(given: BaseSampler) -> bool:
+    """Whether a parameter may be drawn before the trial asks for it: the draw looks at nothing that the
+    trial has suggested, and warns of nothing.
+    """
+    if isinstance(given, optuna.samplers.TPESampler):
+        return type(given).__module__.startswith(("optuna.", "tuner.")) and not given._multivariate
+    return type(given) in (optuna.samplers.RandomSampler, optuna.samplers.GridSampler)
+
+
 def reseed(target: BaseSampler, seed: int) -> None:
     """Make what a sampler draws next follow from ``seed`` alone.
 

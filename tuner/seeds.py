@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import sys
 
@@ -47,4 +48,15 @@ def seed_everything(seed: int) -> None:
     if "torch" in sys.modules:
         import torch
 
-        torch.manual_seed(seed)
+        if _may_have_devices():
+            torch.manual_seed(seed)
+        else:  # the other also notes a stack for each kind of device that may come: a millisecond
+            torch.default_generator.manual_seed(seed)
+
+
+def _may_have_devices() -> bool:
+    import torch
+
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    cuda = torch.backends.cuda.is_built() and not hidden  # type: ignore[no-untyped-call]
+    return cuda or torch.xpu._is_compiled() or torch.backends.mps.is_built()

@@ -165,7 +165,8 @@ class Slate:
             level, handlers, filters, propagate, disabled = self._loggers.get(
                 name, (logging.NOTSET, [], [], True, False)
             )
-            logger.setLevel(level)
+            if logger.level != level:  # to set it empties the caches of all loggers
+                logger.setLevel(level)
             logger.handlers[:], logger.filters[:] = handlers, filters
             logger.propagate, logger.disabled = propagate, disabled
 
@@ -223,7 +224,9 @@ def _leave_torch(before: dict[str, Any]) -> None:
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
     torch.autograd.set_detect_anomaly(False)
-    torch.use_deterministic_algorithms(before["deterministic"], warn_only=before["warn_only"])
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (before["deterministic"], before["warn_only"]):  # to say it imports a compiler: 1.7 s
+        torch.use_deterministic_algorithms(before["deterministic"], warn_only=before["warn_only"])
     torch.set_float32_matmul_precision(before["precision"])
     torch.set_flush_denormal(False)
     cudnn = torch.backends.cudnn

@@ -6,9 +6,10 @@ seed, trial number, parameter), so a resumed study repeats no draw and a rerun r
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import optuna
@@ -60,6 +61,7 @@ class DrivenStudy(optuna.Study):
         optimizer_state.guard(sampler)
         self.stop_requested = False
         self.logged: dict[int, set[tuple[str, int]]] = {}
+        self._space: Mapping[str, BaseDistribution] = {}  # of the trial that ended last
         self._pruning = pruning.Pruning(self, held)
         self._go_on()
 
@@ -100,13 +102,34 @@ class DrivenStudy(optuna.Study):
         if name in trial.params:
             return float(trial.distributions[name].to_internal_repr(trial.params[name]))
         dist = json_to_distribution(distribution)
+        internal = self._independent(trial, name, dist)
+        self.held.storage.set_trial_param(trial_id, name, internal, dist)
+        return internal
+
+    def ahead(self, trial_id: int, drawn: Container[str]) -> dict[str, Draw]:
+        """What a trial will probably ask for, drawn before it does: the parameters of the trial that ended
+        last. They are its own only once it suggests them.
+
+        Args:
+            drawn: names that travel with it anyway.
+        """
+        if not samplers.draws_alone(self.sampler):
+            return {}
+        trial = self.held.image.trial(trial_id)
+        known = {*trial.params, *trial.system_attrs.get("fixed_params", ())}
+        return {
+            name: Draw(value=self._independent(trial, name, dist), distribution=_json(dist))
+            for name, dist in self._space.items()
+            if name not in known and name not in drawn and not dist.single()
+        }
+
+    def _independent(self, trial: FrozenTrial, name: str, dist: BaseDistribution) -> float:
+        """A draw of one parameter, which follows from the history, the trial's number and the name alone."""
         self._thread_local.cached_all_trials = None
         self._reseed(trial.number, name)
         filtered = optuna.pruners._filter_study(self, trial)
         value = self.sampler.sample_independent(filtered, trial, name, dist)
-        internal = float(dist.to_internal_repr(value))
-        self.held.storage.set_trial_param(trial_id, name, internal, dist)
-        return internal
+        return float(dist.to_internal_repr(value))
 
     def apply(self, trial_id: int, attempt: int, message: Message) -> None:
         """Take in what an objective said: a parameter, a report, a metric, an attribute.
@@ -183,6 +206,7 @@ class DrivenStudy(optuna.Study):
         detail = {"reason": outcome.reason, "state": state.name, "message": outcome.message}
         self.event("finished", detail, trial_id=end.trial_id, attempt=end.attempt)
         values = list(outcome.values) if state is TrialState.COMPLETE else None
+        self._space = self.held.image.trial(end.trial_id)._distributions or self._space
         try:
             _tell_with_warning(self, number, values, state)  # tell() would copy the trial for its caller
         except (storage.StorageError, UpdateFinishedTrialError):
@@ -253,14 +277,17 @@ class DrivenStudy(optuna.Study):
         samplers.reseed(self.sampler, derived_seed(self.seed, number, *labels))
 
 
+@functools.lru_cache(maxsize=1024)
+def _json(distribution: BaseDistribution) -> str:
+    return distribution_to_json(distribution)
+
+
 def joint_draw(trial: optuna.Trial) -> dict[str, Draw]:
     """What the sampler draws for a trial before it asks."""
     params = trial.relative_params  # to read them is what makes the sampler draw, and say from what
     space = trial.relative_search_space or {}
     return {
-        name: Draw(
-            value=float(space[name].to_internal_repr(value)), distribution=distribution_to_json(space[name])
-        )
+        name: Draw(value=float(space[name].to_internal_repr(value)), distribution=_json(space[name]))
         for name, value in params.items()
     }
 

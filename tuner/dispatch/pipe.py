@@ -1,8 +1,8 @@
 """The channel between a rank's process and its shell: lines of JSON.
 
-What the rank says goes into a pipe, in one order. Its shell comes by now and then for reports, at once
-when a byte on their socket tells of anything else: a report that wakes nobody costs the training a tenth
-of one that does, and what is in the pipe outlives the rank. Answers come back over the socket.
+What the rank says goes into a pipe, in one order. Its shell comes by now and then, and at once when a byte
+on their socket tells of a question or of the end: a report that wakes nobody costs the training a tenth of
+one that does, and what is in the pipe outlives the rank. Answers come back over the socket.
 
 A line goes into the pipe whole or not at all, whoever else writes there: another thread, a signal handler,
 a process that the objective forked. The kernel promises that for 4 KiB, so that a longer line goes in parts::
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tuner.errors import BadInput
-from tuner.messages import Log, Message, Report, encode
+from tuner.messages import Finished, Message, Question, encode
 
 __all__ = ["STOP", "PipeChannel", "answer_line", "lines"]
 
@@ -140,14 +140,13 @@ class PipeChannel:
 
     def _send(self, message: Message) -> None:
         line = encode(message).encode() + b"\n"
-        can_wait = isinstance(message, Report | Log)
         if len(line) >= LARGE:
             self._socket.sendall(BELL)  # it may not fit before somebody reads
         if len(line) <= WHOLE:
             os.write(self._pipe, line)
         else:
             self._send_long(line)
-        if not can_wait:
+        if isinstance(message, Question | Finished):
             self._socket.sendall(BELL)
 
     def _send_long(self, line: bytes) -> None:

@@ -24,6 +24,7 @@ from tuner.dispatch.ray_group import GROUP, Group, Shape, cause
 from tuner.dispatch.set_aside import SetAside
 from tuner.dispatch.shell import StaleEpoch, Standing
 from tuner.errors import ClusterUnavailable, Infeasible, StudyHeld
+from tuner.imports import TORCH
 from tuner.messages import Answer, Ended, Envelope, Message, RankInfo, Released
 from tuner.outcome import Outcome, Reason
 from tuner.processes import are_ended
@@ -400,6 +401,7 @@ class RayExecutor(Executor):
             filler = rest(list(self._nodes.values()), bundle, resources.count)
         if not name and not self._connection.is_local and self._study:
             name = standing.group_name(self._study)
+        needed = (TORCH,) if resources.count > 1 or resources.gpus else ()
         return Shape(
             run=assignment.run,
             ranks=resources.count,
@@ -407,7 +409,7 @@ class RayExecutor(Executor):
             bundle=bundle,
             hide_gpus=not resources.gpus,
             filler=filler,
-            preload=assignment.objective.preload,
+            preload=(*needed, *assignment.objective.preload),
             packages=self._connection.packages,
             name=name,
             study=self._study,

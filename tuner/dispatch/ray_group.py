@@ -9,7 +9,6 @@ driver may take it over, so this one ends shells only with their consent to its 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -30,7 +29,7 @@ from tuner.dispatch import packages, standing, working_folder
 from tuner.dispatch.devices import Held
 from tuner.dispatch.group import RankEnding, decide
 from tuner.dispatch.set_aside import assigned_devices
-from tuner.dispatch.shell import WITHOUT_DRIVER, Batch, Shell, StaleEpoch, Standing
+from tuner.dispatch.shell import WITHOUT_DRIVER, Batch, Begun, Shell, StaleEpoch, Standing
 from tuner.messages import Answer, Ended, Finished, Message, RankInfo, Released, Started, decode
 from tuner.outcome import Outcome, Reason
 
@@ -44,6 +43,7 @@ GROUP = -1
 LEAVING = 10.0  # seconds that the other ranks get when one has ended
 AGAIN = 1.0  # seconds after which a kill is repeated: the first may have come before the child
 DRAIN = 1.0  # seconds of one long poll
+AT_ONCE = 0.02  # seconds that the start of a single rank waits for its end
 SILENT = 20.0  # seconds without an answer to a drain, after which a shell is taken for dead
 ASK = 0.5  # seconds between two questions to Ray whether a group has its place
 STARTING = 120.0  # seconds that a shell may take to start its child
@@ -112,6 +112,7 @@ class RayShell(Shell):
         self._sent = dict(ray.get_runtime_context().runtime_env)
         package = os.getcwd() if self._sent.get("working_dir") else ""  # where Ray starts its workers then
         super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload, shape.study, package)
+        self._node = ray.get_runtime_context().get_node_id()
 
     def left(self) -> None:
         if self._group:
@@ -119,15 +120,8 @@ class RayShell(Shell):
 
     def ready(self) -> dict[str, Any]:
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        node = ray.get_runtime_context().get_node_id()
-        found = {"node": node, "address": address, "devices": assigned_devices()}
+        found = {"node": self._node, "address": address, "devices": assigned_devices()}
         return {**super().ready(), **found, "packages": packages.told(self._sent)}
-
-    def start(self, assignment: Assignment, place: Place) -> RankInfo:
-        info = super().start(assignment, place)
-        node = ray.get_runtime_context().get_node_id()
-        self._placed = dataclasses.replace(info, node=node, devices=place.devices)
-        return self._placed
 
 
 @dataclass(kw_only=True)
@@ -405,15 +399,19 @@ class Group:
                 devices=self._infos[rank]["devices"],
                 folder=folders[node],
             )
-            ref = shell.start.remote(attempt.assignment, place)
+            eager = AT_ONCE if self.shape.ranks == 1 else 0.0
+            ref = shell.start.remote(attempt.assignment, place, eager)
             self._owner.watch(ref, self._bound(self._on_started, rank))
 
-    def _on_started(self, attempt: _Attempt, rank: int, info: RankInfo) -> None:
-        attempt.placed[rank] = info
+    def _on_started(self, attempt: _Attempt, rank: int, begun: Begun) -> None:
+        attempt.placed[rank] = begun.placed
         if attempt.gone:
             self._drain(attempt, rank)
         elif len(attempt.placed) == self.shape.ranks:
             self._say(attempt, Started(ranks=tuple(attempt.placed[one] for one in sorted(attempt.placed))))
+            if begun.batch.messages or begun.batch.ended:
+                self._on_batch(attempt, rank, begun.batch)
+                return
             for one in sorted(attempt.placed):
                 self._drain(attempt, one)
 

@@ -53,7 +53,7 @@ from tuner.messages import (
 from tuner.outcome import Outcome, Reason
 from tuner.processes import kill_tree, marked, sweep
 
-__all__ = ["WITHOUT_DRIVER", "Batch", "Leaving", "Shell", "StaleEpoch", "Standing"]
+__all__ = ["WITHOUT_DRIVER", "Batch", "Begun", "Leaving", "Shell", "StaleEpoch", "Standing"]
 
 PACE = 0.25  # seconds between drains that carry no question and no end
 OUTBOX = 100_000  # messages that wait for their commit; above it the child's reports wait
@@ -88,6 +88,14 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A child has started: where it runs, and what it has said at once."""
+
+    placed: RankInfo
+    batch: Batch
+
+
+@dataclass(frozen=True, kw_only=True)
 class Standing:
     """What a driver that takes over finds: the attempt here, if there is one, and for how long it ran."""
 
@@ -119,6 +127,7 @@ class Shell:
         package: str = "",
     ) -> None:
         self._run = run
+        self._node = ""
         self._package = package
         self._shared: shared_folder.Held | None = None
         self._folder = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
@@ -187,8 +196,9 @@ class Shell:
         self._check(epoch)
         return self._nursery.listen(host)
 
-    def start(self, assignment: Assignment, place: Place) -> RankInfo:
-        """Fork a child for an attempt, and return where it runs.
+    def start(self, assignment: Assignment, place: Place, timeout: float = 0.0) -> Begun:
+        """Fork a child for an attempt, and wait for so many seconds for its end or its first question: a
+        short trial costs one call.
 
         Raises:
             StaleEpoch: the caller was taken over.
@@ -216,12 +226,15 @@ class Shell:
         self._placed = RankInfo(
             rank=place.rank,
             host=socket.gethostname(),
-            node="",
+            node=self._node,
             pid=self._nursery.pid,
             devices=place.devices,
             process=owner.identity(self._run, self._nursery.pid),
         )
-        return self._placed
+        with self._changed:
+            self._changed.wait_for(lambda: self._flush or self._ended, timeout=timeout)
+            batch = self._batch(0) if self._flush or self._ended else Batch()
+        return Begun(placed=self._placed, batch=batch)
 
     def drain(
         self, after: int, epoch: int, answers: Sequence[Answer], timeout: float, seen: int = 0
@@ -245,9 +258,14 @@ class Shell:
             self._changed.wait_for(
                 lambda: self._ended or self._outbox.last > seen, timeout=max(0.0, timeout - PACE)
             )
-            self._flush = self._quiet = False
+            self._quiet = False
             self._heard = time.monotonic()
-            return Batch(messages=self._outbox.above(seen), ended=self._ended)
+            return self._batch(seen)
+
+    def _batch(self, seen: int) -> Batch:
+        """What a driver has not seen yet. The caller holds the lock."""
+        self._flush = False
+        return Batch(messages=self._outbox.above(seen), ended=self._ended)
 
     def reply(self, epoch: int, answers: Sequence[Answer]) -> None:
         """Deliver answers outside a drain."""

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 __all__ = ["FILES", "collect", "enter", "folder_of", "remove", "sweep"]
@@ -24,6 +25,7 @@ FILES = "tuner-files"
 """In the driver's folder: what trials left, by study and number."""
 
 _LONGEST = 100  # characters of a study's name in a path
+_SETTLED = 2 * 10**9  # nanoseconds: coarser than the times of any file system
 _MOST = 2000  # entries of a folder that are linked; where there are more, trials work in it itself
 
 
@@ -110,6 +112,9 @@ def _file_name(study: str) -> str:
 
 def _link(home: str, folder: str, without: str) -> bool:
     """Let the links in a folder be those to the entries of another; False where these are too many."""
+    now = _stamps(home, folder)
+    if now is not None and _linked.get((home, folder)) == now:
+        return True
     wanted = {entry.name for entry in _entries(home)} - {without, FILES}
     if len(wanted) > _MOST:
         return False
@@ -120,7 +125,23 @@ def _link(home: str, folder: str, without: str) -> bool:
     for name in wanted - set(there):
         with contextlib.suppress(FileExistsError):  # another rank was first
             os.symlink(f"{home}/{name}", f"{folder}/{name}")
+    _linked[home, folder] = now
     return True
+
+
+_linked: dict[tuple[str, str], tuple[int, ...] | None] = {}
+"""When folders had last changed that a process has linked: one that is kept for the next trial need not
+look again.
+"""
+
+
+def _stamps(*folders: str) -> tuple[int, ...] | None:
+    """When they have last changed; None where that was so lately that another change would not show."""
+    with contextlib.suppress(OSError):
+        stamps = tuple(os.stat(folder).st_mtime_ns for folder in folders)
+        if max(stamps) < time.time_ns() - _SETTLED:
+            return stamps
+    return None
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -1,4 +1,4 @@
-"""The process that ranks are forked from: it has imported torch, and holds nothing that lives.
+"""The process that ranks are forked from: it has imported what they need, and holds nothing that lives.
 
 No thread, no CUDA, no Ray, no connection: a fork of it is a fresh process in milliseconds. It
 waits for requests of its shell, forks, and reports exact exit codes and signals. When a child
@@ -83,9 +83,10 @@ def main() -> None:
     with contextlib.suppress(OSError):  # Ray's workers are nice; a training need not be, nor its imports
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     control = socket.socket(fileno=int(sys.argv[1]))
-    preload = ["torch", "optuna", "tuner.worker", *sys.argv[3:]]
+    preload = ["optuna", "tuner.worker", *sys.argv[3:]]
     if any(name.partition(".")[0] == "torch" for name in sys.argv[3:]):
-        preload.append("torch._dynamo")  # a process's first optimiser imports it: 1.4 s for each rank
+        # first, and with what a process's first optimiser imports: 1.4 s for each rank
+        preload = ["torch", *preload, "torch._dynamo"]
     for name in preload:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
@@ -178,7 +179,6 @@ def _become_rank(parent: int, request: _Request) -> None:
         if "desk" in request.descriptors:
             _run_as_long_as_kept(request)
         else:
-            gc.unfreeze()
             _run(request)
         code = 0
     except BaseException:

@@ -1,0 +1,141 @@
+"""What the processes of an objective import ahead, read from its file without running it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tuner.shadow import OWN_PACKAGES
+
+__all__ = ["TORCH", "imports", "is_installed_file", "may_use_torch"]
+
+TORCH = "torch"
+
+_LEFT_OUT = {"ray", "streamlit", "__future__", *OWN_PACKAGES, *sys.stdlib_module_names}
+_WITHOUT_TORCH = {
+    *("catboost", "joblib", "lightgbm", "matplotlib", "numpy", "optuna", "pandas", "PIL", "polars", "psutil"),
+    *(
+        "pyarrow",
+        "ray",
+        "requests",
+        "scipy",
+        "sklearn",
+        "statsmodels",
+        "tensorflow",
+        "tqdm",
+        "xgboost",
+        "yaml",
+    ),
+    *("__future__", "dashboard", "storage", "xgboost", "yaml", "tuner", *sys.stdlib_module_names),
+} - {"importlib"}  # whose import_module may bring anything
+_WITH_TORCH = ("tuner.torch", "tuner.lightning")
+_FILES = 200  # files of the user's that are read
+
+
+def imports(file: str) -> tuple[str, ...]:
+    """Installed modules for a zygote to import once, before it forks the objective's processes: those that
+    the file imports at its top, and torch if :func:`may_use_torch`.
+
+    A fork of a process that holds torch takes three times as long, and imports of it seconds.
+    """
+    tree = _parsed(file)
+    if tree is None:
+        return ()
+    found = [name for node in tree.body for name in _named(node, "") if _is_installed(name)]
+    names = dict.fromkeys(found)
+    if not any(_top(name) == TORCH for name in names) and may_use_torch(file):
+        names[TORCH] = None
+    return tuple(names)
+
+
+def may_use_torch(file: str) -> bool:
+    """Whether anything that the file imports, anywhere in it or in other files of the user's, may be torch.
+
+    Installed modules count as if they did, apart from some that are known not to.
+    """
+    to_read, seen = [file], set[str]()
+    while to_read:
+        path = to_read.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        tree = _parsed(path)
+        if tree is None or len(seen) > _FILES:
+            return True
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and node.id == "__import__":
+                return True
+            for name in _named(node, path):
+                if name in _WITH_TORCH:
+                    return True
+                if _top(name) in _WITHOUT_TORCH:
+                    continue
+                own = _own_file(name, os.path.dirname(file))
+                if own is None:
+                    return True
+                to_read += own
+    return False
+
+
+def is_installed_file(file: str) -> bool:
+    """Whether a module's file is of the standard library or of an installed package."""
+    standard = os.path.dirname(os.__file__) + os.sep
+    return file == "built in" or "site-packages" in file or file.startswith(standard)
+
+
+def _parsed(file: str) -> ast.Module | None:
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        return ast.parse(Path(file).read_text())
+    return None
+
+
+def _named(node: ast.AST, file: str) -> Iterator[str]:
+    """The modules that a statement imports; with a ``file``, also those that are relative to it."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+        yield node.module
+        if file:  # from package import module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.level and file:
+        folder = Path(file).parents[node.level - 1]
+        package = "/".join((str(folder), *(node.module.split(".") if node.module else ())))
+        yield from (package, *(f"{package}/{alias.name}" for alias in node.names))
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _own_file(name: str, folder: str) -> list[str] | None:
+    """The files of a module that is the user's or ours, itself and what is above it; None: it is installed,
+    or not there.
+    """
+    if name.startswith("/"):
+        return [file for file in (f"{name}.py", f"{name}/__init__.py") if os.path.isfile(file)]
+    parts = name.split(".")
+    for base in (folder, *sys.path):
+        if not (os.path.isfile(f"{base}/{parts[0]}.py") or os.path.isdir(f"{base}/{parts[0]}")):
+            continue
+        if is_installed_file(f"{base}/"):
+            return None
+        found = []
+        for end in range(1, len(parts) + 1):
+            path = "/".join((base, *parts[:end]))
+            found += [file for file in (f"{path}.py", f"{path}/__init__.py") if os.path.isfile(file)]
+        return found
+    return None
+
+
+def _is_installed(name: str) -> bool:
+    if _top(name) in _LEFT_OUT:
+        return False
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(_top(name))
+        return spec is not None and is_installed_file(spec.origin or "")
+    return False
