@@ -71,7 +71,9 @@ def start_attempt(connection: Connection, writes: Sequence[StartAttempt]) -> Non
         names = ("attributes", "relative", "provenance", "ranks", "resumed_step", "log_tail")
         given = {f"b_{name}": getattr(write, name) for name in names if getattr(write, name) is not None}
         statement = _start(tuple(name.removeprefix("b_") for name in given))
-        connection.execute(statement, {**_key(write), **given, "b_epoch": write.epoch, "b_now": utcnow()})
+        bulk.update(
+            connection, statement, {**_key(write), **given, "b_epoch": write.epoch, "b_now": utcnow()}
+        )
 
 
 _ENDING = ("reason", "charged", "message", "exception", "traceback", "log_tail", "epoch")
@@ -90,8 +92,8 @@ def end_attempt(connection: Connection, writes: Sequence[EndAttempt]) -> list[bo
     results = []
     for write in writes:
         fields = {f"b_{name}": getattr(write, name) for name in _ENDING}
-        result = connection.execute(_END, {**_key(write), **fields, "b_now": utcnow()})
-        results.append(result.rowcount == 1)
+        changed = bulk.update(connection, _END, {**_key(write), **fields, "b_now": utcnow()})
+        results.append(changed == 1)
     return results
 
 

@@ -1,21 +1,73 @@
-"""Many rows into one table in one statement, past SQLAlchemy's per-row work.
+"""Statements of the write path, past SQLAlchemy's work for each row and each statement.
 
-On SQLite the driver's ``executemany``; on PostgreSQL ``INSERT ... SELECT FROM unnest`` of one
-array per column, a single round trip for any number of rows.
+On SQLite a cursor of the driver's own takes a text that is made once; on PostgreSQL many rows are one
+``INSERT ... SELECT FROM unnest`` of one array per column, a single round trip for any number of rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import enum
 import functools
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-__all__ = ["insert"]
+__all__ = ["insert", "rows", "update"]
+
+
+def update(connection: Connection, statement: sa.Update, fields: Mapping[str, Any]) -> int:
+    """Carry out an UPDATE that is made once, with these values for its parameters; the rows it changed."""
+    if connection.dialect.name != "sqlite":
+        return connection.execute(statement, dict(fields)).rowcount
+    return int(_run(connection, statement, fields).rowcount)
+
+
+def rows(connection: Connection, statement: sa.Select[Any], fields: Mapping[str, Any]) -> list[Any]:
+    """The rows of a SELECT of whole numbers that is made once."""
+    if connection.dialect.name != "sqlite":
+        return list(connection.execute(statement, dict(fields)).all())
+    found: list[Any] = _run(connection, statement, fields).fetchall()
+    return found
+
+
+def _run(connection: Connection, statement: sa.Update | sa.Select[Any], fields: Mapping[str, Any]) -> Any:
+    text, known = _named(statement)
+    cursor = connection.connection.cursor()
+    with _conflicts(text):
+        cursor.execute(text, {**known, **{name: _plain(value) for name, value in fields.items()}})
+    return cursor
+
+
+@contextlib.contextmanager
+def _conflicts(text: str) -> Iterator[None]:
+    """A conflict of rows, of the driver's own cursor, as SQLAlchemy has it."""
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise sa.exc.IntegrityError(text, None, error) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _named(statement: sa.Update | sa.Select[Any]) -> tuple[str, dict[str, Any]]:
+    """A statement as SQLite's driver takes it, and those of its parameters that have a value."""
+    dialect = sqlite.dialect(paramstyle="named")
+    compiled = statement.compile(dialect=dialect)
+    known = compiled.construct_params(_check=False)
+    return str(compiled), {name: _plain(value) for name, value in known.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as SQLAlchemy stores it on SQLite."""
+    if isinstance(value, dt.datetime):
+        return value.isoformat(sep=" ", timespec="microseconds")
+    is_named = isinstance(value, enum.Enum) and not isinstance(value, str)
+    return value.name if is_named else value
 
 
 def insert(
@@ -38,22 +90,13 @@ def insert(
     if not rows:
         return
     if connection.dialect.name == "sqlite":
-        times = [at for at, name in enumerate(columns) if isinstance(table.c[name].type, sa.DateTime)]
-        given = [_with_text(row, times) for row in rows] if times else list(rows)
-        connection.exec_driver_sql(_sqlite(table, columns, key, replace), given)
+        cursor = connection.connection.cursor()
+        text = _sqlite(table, columns, key, replace)
+        with _conflicts(text):
+            cursor.executemany(text, [[*map(_plain, row)] for row in rows])
         return
     arrays = tuple(list(column) for column in zip(*rows, strict=True))
     connection.exec_driver_sql(_postgresql(table, columns, key, replace), arrays)
-
-
-def _with_text(row: tuple[Any, ...], times: Sequence[int]) -> tuple[Any, ...]:
-    """The row with its times as SQLAlchemy stores them on SQLite."""
-    changed = list(row)
-    for at in times:
-        moment = changed[at]
-        if isinstance(moment, dt.datetime):
-            changed[at] = moment.isoformat(sep=" ", timespec="microseconds")
-    return tuple(changed)
 
 
 def _on_conflict(key: tuple[str, ...], replace: tuple[str, ...]) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storage import attempt_writes, trial_writes
+from storage import attempt_writes, bulk, trial_writes
 from storage.rows import CHUNK
 from storage.tables import optuna_tables
-from storage.trial_writes import OPEN
+from storage.trial_writes import IS_OPEN, OPEN
 from storage.writes import (
     GUARDED,
     AddCheckpoint,
@@ -45,6 +45,7 @@ __all__ = ["DROPPED", "execute"]
 DROPPED = object()
 """The result of a write whose trial was finished by another program first."""
 
+FEW = 8  # trials that are looked at one by one
 _BARRIERS = (CreateTrial, PopWaiting, Supersede)
 
 
@@ -97,21 +98,23 @@ def _alive(connection: Connection, writes: Sequence[Write]) -> set[int]:
     alive = {write.trial_id for write in finishing if trial_writes.finish(connection, write)}
     others = {write.trial_id for write in writes if isinstance(write, GUARDED)}
     ids = sorted(others - {write.trial_id for write in finishing})
+    few = FEW if connection.dialect.name == "sqlite" else 1  # there a round trip each
     trials = optuna_tables["trials"]
     for start in range(0, len(ids), CHUNK):
         chosen = ids[start : start + CHUNK]
-        if len(chosen) == 1:
-            found = connection.execute(_ONE_ALIVE, {"b_id": chosen[0]})
+        if len(chosen) <= few:
+            for one in chosen:
+                alive.update(row[0] for row in bulk.rows(connection, _ONE_ALIVE, {"b_id": one}))
         else:
             many = trials.c.trial_id.in_(chosen) & trials.c.state.in_(OPEN)
             found = connection.execute(sa.select(trials.c.trial_id).where(many).with_for_update())
-        alive.update(found.scalars())
+            alive.update(found.scalars())
     return alive
 
 
 def _one_alive() -> sa.Select[Any]:
     trials = optuna_tables["trials"]
-    one = (trials.c.trial_id == sa.bindparam("b_id")) & trials.c.state.in_(OPEN)
+    one = (trials.c.trial_id == sa.bindparam("b_id")) & IS_OPEN
     return sa.select(trials.c.trial_id).where(one).with_for_update()
 
 

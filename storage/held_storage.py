@@ -6,7 +6,7 @@ import copy
 import datetime as dt
 import itertools
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
@@ -124,13 +124,33 @@ class HeldStorage(BaseStorage):
         )
         if trial.state.is_finished():
             return self._add(trial, write)
-        trial_id, number = held.flush(write)[0]
-        trial.number, trial._trial_id, trial.datetime_start = number, trial_id, to_local(started)
+        return self._created(trial, write, held.flush(write)[0])
+
+    def create_soon(self, then: Callable[[FrozenTrial], None]) -> None:
+        """A new trial with the next commit; then ``then`` gets it, from whichever thread commits."""
+        held = self._held
+        write = CreateTrial(
+            study_id=held.record.study_id,
+            study_uid=held.uid if held.claims else "",
+            epoch=held.lease.epoch,
+            started=utcnow(),
+        )
+
+        def created(results: Sequence[Any]) -> None:
+            then(held.image.trial(self._created(_empty_trial(), write, results[0])))
+
+        held.queue(write, then=created)
+
+    def _created(self, trial: FrozenTrial, write: CreateTrial, result: tuple[int, int]) -> int:
+        """The database has given a trial its id and number."""
+        held = self._held
+        trial._trial_id, trial.number = result
+        trial.datetime_start = to_local(write.started)
         with held.lock:
             held.image.put([trial])
             if trial.state == TrialState.RUNNING and held.claims:
-                held.own(trial_id, attributes_json(template_trial))
-        return int(trial_id)
+                held.own(trial._trial_id, attributes_json(write.template))
+        return int(trial._trial_id)
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution

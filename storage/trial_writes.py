@@ -32,6 +32,7 @@ from storage.writes import (
 )
 
 __all__ = [
+    "IS_OPEN",
     "OPEN",
     "add_metrics",
     "add_outcomes",
@@ -106,7 +107,7 @@ def _next(connection: Connection, study_id: int, count: int) -> tuple[Sequence[i
     as in Optuna.
     """
     if connection.dialect.name == "sqlite":
-        first, last = connection.execute(_LAST, {"b_id": study_id}).one()
+        ((first, last),) = bulk.rows(connection, _LAST, {"b_id": study_id})
         ids: Sequence[int] = range((first or 0) + 1, (first or 0) + 1 + count)
     else:
         rows = connection.execute(_NEXT, {"b_id": study_id, "b_count": count}).all()
@@ -173,9 +174,10 @@ def pop_waiting(connection: Connection, writes: Sequence[PopWaiting]) -> list[bo
     return [True]
 
 
+IS_OPEN = sa.or_(*(_TRIALS.c.state == state for state in OPEN))  # not IN, whose text depends on its values
 _FINISH = (
     _TRIALS.update()
-    .where(_TRIALS.c.trial_id == sa.bindparam("b_id"), _TRIALS.c.state.in_(OPEN))
+    .where(_TRIALS.c.trial_id == sa.bindparam("b_id"), IS_OPEN)
     .values(state=sa.bindparam("b_state"), datetime_complete=sa.bindparam("b_completed"))
 )
 
@@ -187,7 +189,7 @@ def finish(connection: Connection, write: FinishTrial) -> bool:
     if connection.dialect.name == "postgresql":  # one round trip instead of two
         given = {"b_values": [one[0] for one in values], "b_types": [one[1] for one in values]}
         return bool(connection.execute(_FINISH_WITH_VALUES, {**fields, **given}).scalar() == 1)
-    if connection.execute(_FINISH, fields).rowcount != 1:
+    if bulk.update(connection, _FINISH, fields) != 1:
         return False
     columns = ("trial_id", "objective", "value", "value_type")
     rows = [(write.trial_id, at, *one) for at, one in enumerate(values)]

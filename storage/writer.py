@@ -234,7 +234,7 @@ class Writer:
             writes, ticket = units[0]
             if ticket is not None:
                 ticket.fail(error)
-            else:
+            if ticket is None or ticket.event is None:  # nobody waits for it
                 self._refused(writes[0], error)
             return
         middle = len(units) // 2

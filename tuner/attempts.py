@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
@@ -152,8 +152,18 @@ class Attempts:
         trial = self._study.claim_trial()
         return Due(trial_id=trial._trial_id, number=trial.number, attempt=1)
 
-    def start(self, due: Due, draw: Mapping[str, Draw], ranks: int) -> Running:
-        """Queue that an attempt goes to so many workers; the caller flushes before it does."""
+    def claim_soon(self, then: Callable[[Due], None]) -> None:
+        """Claim a new trial with the next commit; ``then`` gets its first attempt, from any thread."""
+        self._held.storage.create_soon(
+            lambda trial: then(Due(trial_id=trial._trial_id, number=trial.number, attempt=1))
+        )
+
+    def start(
+        self, due: Due, draw: Mapping[str, Draw], ranks: int, then: Callable[[Any], None] | None = None
+    ) -> Running:
+        """Queue that an attempt goes to so many workers: it may only once that is committed, when ``then``
+        is called, from any thread.
+        """
         provenance = {**self._provenance, "seed": trial_seed(self._study.seed, due.number)}
         step = due.resume.step if due.resume else None
         fresh = due.attempt == 1 and due.resume is None
@@ -167,7 +177,8 @@ class Attempts:
                 relative=json.dumps({name: [one.value, one.distribution] for name, one in draw.items()}),
                 provenance=json.dumps(provenance, default=str),
                 resumed_step=step,
-            )
+            ),
+            then=then,
         )
         self._study.event("started", {"resumed_step": step}, trial_id=due.trial_id, attempt=due.attempt)
         return Running(
@@ -183,7 +194,7 @@ class Attempts:
 
     def draw(self, due: Due) -> dict[str, Draw]:
         """The joint draw of a trial: that of an earlier attempt, else drawn now."""
-        for record in self._held.attempts(due.trial_id):
+        for record in self._held.attempts(due.trial_id) if due.attempt > 1 else ():
             if record.relative is not None:
                 pairs = json.loads(record.relative)
                 return {name: Draw(value=value, distribution=text) for name, (value, text) in pairs.items()}

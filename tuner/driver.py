@@ -20,9 +20,9 @@ from optuna.trial import TrialState
 
 import storage
 from storage.writes import SetStudyRow
-from tuner import exhaustive, failures, retry, scheduler, snapshot
+from tuner import exhaustive, failures, retry, samplers, scheduler, snapshot
 from tuner.answers import Answers
-from tuner.assignment import Draw
+from tuner.assignment import Assignment, Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.commands import Commands
 from tuner.dispatch.base import Cluster, Executor
@@ -38,6 +38,7 @@ from tuner.messages import (
     Started,
 )
 from tuner.outcome import Outcome, Reason
+from tuner.pace import Pace
 from tuner.resources import Resources, alternatives
 from tuner.signals import Signals
 from tuner.snapshot import Measured, Progress, Snapshot
@@ -52,6 +53,7 @@ FLUSH_EVERY = 0.25  # seconds: reports are durable within half a second
 REFRESH_EVERY = 0.5  # seconds between looks at what other programs did
 GIVE_UP = 600.0  # seconds without a database and without a running trial
 SAY_WAIT = 15.0  # seconds that all wait for resources before we say so
+AHEAD = 2  # trials for each place that are claimed and sent ahead, where these are short
 LOGGED = 10  # failures of a class that are logged, each in a line
 
 
@@ -89,6 +91,12 @@ class Driver:
         self._takeover = TakeOver(study, self._attempts, executor, job)
         self._running: dict[int, Running] = {}
         self._due: list[Due] = []
+        self._claimed: collections.deque[Due] = collections.deque()  # by whichever thread committed them
+        self._claiming = 0
+        self._ahead: set[int] = set()  # numbers of trials that were claimed before there was a place
+        self._staged: dict[int, Assignment] = {}  # by trial: their starts are in no commit yet
+        self._launchable: collections.deque[int] = collections.deque()
+        self._pace = Pace()
         self._commands = Commands(study, executor, self._running, job.grace, self._say_what_it_does)
         self._unacknowledged: dict[tuple[int, int], int] = {}
         self._said = ""  # what the readers of the database were told that this driver does
@@ -207,6 +215,7 @@ class Driver:
                 self._admit()
             except storage.Unavailable as error:
                 log.debug("nothing starts while the database is away: %s", error)
+            self._launch()
             idle = not self._running and not self._waits_for_database()
             if idle and (self._draining or not self._is_work_left()):
                 return
@@ -261,19 +270,26 @@ class Driver:
     def _look_around(self) -> None:
         """What other programs did and asked for."""
         self._held.refresh()
+        self._launch()  # all that was staged: a command finds it at the executor
         self._drop_finished_elsewhere()
         self._commands.carry_out()
 
     def _flush(self) -> None:
         """Commit what is queued, then let the shells forget what is durable."""
         self._held.flush()
+        self._launch()
         for (number, rank), seq in self._unacknowledged.items():
             self._executor.committed(number, rank, seq)
         self._unacknowledged.clear()
         for trial_id, error in list(self._held.refused.items()):
             del self._held.refused[trial_id]
             for running in list(self._running.values()):
-                if running.trial_id == trial_id:
+                if running.trial_id != trial_id:
+                    continue
+                if self._staged.pop(running.number, None) is not None:
+                    del self._running[running.number]
+                    self._end(running, Outcome(reason=Reason.REFUSED, message=str(error)))
+                else:
                     self._kill(running, Reason.REFUSED, str(error))
 
     def _obey(self) -> None:
@@ -281,6 +297,9 @@ class Driver:
         signals = self._signals
         if signals.count and not self._interrupting:
             self._interrupting = True
+            self._flush()
+            for number in list(self._staged):  # the database is away: it starts with the next driver
+                del self._staged[number], self._running[number]
             self._commands.drain(f"interrupted by {signals.name}")
             log.warning("%s: running trials may checkpoint; a second one ends them at once", signals.name)
             self._commands.stop_all(Reason.INTERRUPTED)
@@ -298,18 +317,40 @@ class Driver:
     def _admit(self) -> None:
         """Fill the free slots: a claimed attempt that is due, then an enqueued trial, then a new one."""
         if self._held.returned > self._returns:
+            self._take_claimed()
             self._due += self._attempts.unstarted({*self._running, *(due.number for due in self._due)})
             self._returns = self._held.returned
+        if self._draining and not self._interrupting:
+            self._start_what_is_ahead()
         while not self._held.away:
-            match scheduler.decide(self._counts(), self._settings.n_trials):
+            self._take_claimed()
+            counts = self._counts()
+            match scheduler.decide(counts, self._settings.n_trials):
                 case scheduler.StartClaimed():
                     self._start(min(self._due, key=lambda one: one.due))
                 case scheduler.StartNew() if not self._has_a_point():
                     return
+                case scheduler.StartNew() if counts.running >= counts.slots:  # ahead of its place
+                    self._claiming += 1
+                    self._attempts.claim_soon(self._claimed.append)
                 case scheduler.StartEnqueued() | scheduler.StartNew():
                     self._due.append(self._attempts.claim())
                 case _:
                     return
+
+    def _take_claimed(self) -> None:
+        while self._claimed:
+            self._due.append(self._claimed.popleft())
+            self._ahead.add(self._due[-1].number)
+            self._claiming -= 1
+
+    def _start_what_is_ahead(self) -> None:
+        """Trials that were claimed ahead count as begun when nothing new is to start."""
+        if self._claiming:
+            self._flush()
+            self._take_claimed()
+        for due in [due for due in self._due if due.attempt == 1 and due.number in self._ahead]:
+            self._start(due)
 
     def _has_a_point(self) -> bool:
         """Whether the sampler has something left for a new trial; where it has not, the study ends with those
@@ -327,21 +368,32 @@ class Driver:
         now = time.monotonic()
         states = self._held.image.counts
         due = sum(1 for one in self._due if one.due <= now)
+        slots = self._slots()
         return scheduler.Counts(
             finished=sum(count for state, count in states.items() if state.is_finished()),
             running=len(self._running),
             running_unfinished=sum(1 for running in self._running.values() if not running.ended),
             retries_due=due,
             retries_waiting=len(self._due) - due,
+            claiming=self._claiming,
             enqueued=states[TrialState.WAITING],
-            slots=self._slots(),
+            slots=slots,
+            ahead=AHEAD * slots if self._is_ahead(slots) else 0,
             draining=bool(self._draining),
             paused=self._commands.orders.paused,
         )
 
     def _slots(self) -> int:
-        most, there = self._most, self._executor.slots()
+        most, there = self._most, self._executor.slots() - self._executor.queued()
         return there if most is None else min(most, there)
+
+    def _is_ahead(self, slots: int) -> bool:
+        """Whether trials are claimed and sent before there is a place for them: where they are so short that
+        a place would wait for each, and it makes no difference to the sampler.
+        """
+        full = self._executor.slots() - self._executor.queued() <= slots  # else they had one at once
+        alike = not callable(self._settings.resources)
+        return slots > 1 and full and alike and self._pace.is_short and samplers.is_blind(self._study.sampler)
 
     @property
     def _most(self) -> int | None:
@@ -382,11 +434,23 @@ class Driver:
             self._dispatch(planned, draw, resources)
 
     def _dispatch(self, due: Due, draw: dict[str, Draw], resources: Sequence[Resources]) -> None:
-        """Commit the attempt, then hand it to the executor."""
-        running = self._attempts.start(due, draw, max(one.count for one in resources))
-        self._flush()
-        self._running[due.number] = running
-        self._executor.start(assignment(self._job, self._study, due, draw, resources))
+        """Commit the attempt, then hand it to the executor: at once, or with the next commit where no place
+        waits for it.
+        """
+        number, ranks = due.number, max(one.count for one in resources)
+        self._staged[number] = assignment(self._job, self._study, due, draw, resources)
+        waits = len(self._running) < self._slots()
+        ready = self._launchable.append
+        self._running[number] = self._attempts.start(due, draw, ranks, then=lambda results: ready(number))
+        if waits:
+            self._flush()
+
+    def _launch(self) -> None:
+        """Hand attempts to the executor whose start is committed."""
+        while self._launchable:
+            staged = self._staged.pop(self._launchable.popleft(), None)
+            if staged is not None:
+                self._executor.start(staged)
 
     # ------------------------------------------------------------------ messages
 
@@ -440,6 +504,8 @@ class Driver:
             self._due.append(self._attempts.out_of_reach(running, outcome, may_live))
             return
         self._outcomes[outcome.reason] += 1
+        if running.began is not None and outcome.reason in (Reason.COMPLETE, Reason.PRUNED):
+            self._pace.add(time.monotonic() - running.began)
         try:
             result = self._attempts.end(running, outcome)
         except storage.Refused as error:  # the trial must not stay open for it

@@ -25,6 +25,8 @@ __all__ = [
     "PRUNERS",
     "SAMPLERS",
     "TESTED",
+    "draws_alone",
+    "is_blind",
     "kept",
     "pruner",
     "reseed",
@@ -187,6 +189,11 @@ def draws_alone(given: BaseSampler) -> bool:
     if isinstance(given, optuna.samplers.TPESampler):
         return type(given).__module__.startswith(("optuna.", "tuner.")) and not given._multivariate
     return type(given) in (optuna.samplers.RandomSampler, optuna.samplers.GridSampler)
+
+
+def is_blind(given: BaseSampler) -> bool:
+    """Whether a sampler looks at no other trial: what it draws is the same however early it is asked."""
+    return type(given) is optuna.samplers.RandomSampler
 
 
 def reseed(target: BaseSampler, seed: int) -> None:

@@ -16,8 +16,10 @@ class Counts:
         running: attempts that hold a slot, those whose processes are still leaving included.
         running_unfinished: of these, attempts whose trial has no outcome yet.
         retries_due, retries_waiting: claimed attempts that may start now, or later.
+        claiming: new trials that the next commit claims.
         enqueued: WAITING trials.
         slots: attempts that run at once at most.
+        ahead: attempts beyond these that may wait for a place with all that they need.
         draining: nothing new starts, and the run ends once nothing runs.
         paused: nothing new starts, until a person says so.
     """
@@ -27,8 +29,10 @@ class Counts:
     running_unfinished: int = 0
     retries_due: int = 0
     retries_waiting: int = 0
+    claiming: int = 0
     enqueued: int = 0
     slots: int = 1
+    ahead: int = 0
     draining: bool = False
     paused: bool = False
 
@@ -73,13 +77,15 @@ def decide(counts: Counts, n_trials: int | None) -> Action:
         >>> decide(Counts(finished=9, running_unfinished=1, running=1, slots=2), 10)
         Wait()
     """
-    unfinished = counts.running_unfinished + counts.retries_due + counts.retries_waiting
+    unfinished = counts.running_unfinished + counts.retries_due + counts.retries_waiting + counts.claiming
     room = n_trials is None or counts.finished + unfinished < n_trials
     if counts.draining:
         return Wait() if counts.running else Done()
-    if counts.running < counts.slots and not counts.paused:
+    if counts.running + counts.claiming < counts.slots + counts.ahead and not counts.paused:
         if counts.retries_due:
             return StartClaimed()
+        if room and counts.enqueued:
+            return StartEnqueued()
         if room:
-            return StartEnqueued() if counts.enqueued else StartNew()
+            return StartNew()
     return Wait() if counts.running or unfinished or room else Done()

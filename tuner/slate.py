@@ -194,14 +194,24 @@ def _numpy_errors() -> dict[str, Any]:
     return {**numpy.geterr()}
 
 
+_UNTOUCHED = {
+    "dtype": "float32",
+    "deterministic": False,
+    "warn_only": False,
+    "precision": "highest",
+    "cudnn": (False, False, True),
+}
+"""Torch's settings as it comes, for a process whose first trial has brought it."""
+
+
 def _torch_settings() -> dict[str, Any]:
     """Of what a trial may set for the whole process."""
     if "torch" not in sys.modules:
-        return {}
+        return _UNTOUCHED
     import torch
 
     return {
-        "dtype": torch.get_default_dtype(),
+        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "precision": torch.get_float32_matmul_precision(),
@@ -214,13 +224,13 @@ def _torch_settings() -> dict[str, Any]:
 
 
 def _leave_torch(before: dict[str, Any]) -> None:
-    if "torch" not in sys.modules or not before:
+    if "torch" not in sys.modules:
         return
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    torch.set_default_dtype(before["dtype"])
+    torch.set_default_dtype(getattr(torch, before["dtype"]))
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
     torch.autograd.set_detect_anomaly(False)

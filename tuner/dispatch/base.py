@@ -88,6 +88,10 @@ class Executor(ABC):
         """
         return 1
 
+    def queued(self) -> int:
+        """Attempts that are here and have no place yet; each gets one as soon as another attempt leaves."""
+        return 0
+
     def adopt(self, wanted: Callable[[Assignment], bool]) -> list[Adopted]:
         """Take over what a driver of the same study has left on the cluster, and end the rest of it.
 

@@ -127,6 +127,9 @@ class RayExecutor(Executor):
             self._more += max(0, starting - len(self._waiting))
         return here + self._more
 
+    def queued(self) -> int:
+        return max(0, len(self._waiting) - len(self._starting))
+
     def adopt(self, wanted: Callable[[Assignment], bool]) -> list[Adopted]:
         if self._connection.is_local or not self._study:
             return []
@@ -196,9 +199,9 @@ class RayExecutor(Executor):
             time.sleep(timeout)
             return
         refs = list(self._refs)
-        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
-        if ready and len(refs) > 1:
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        if not ready:
+            ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
         for ref in ready:
             handler = self._refs.pop(ref, None)
             if handler is not None:

@@ -484,18 +484,21 @@ class Group:
         failed = any(ending.outcome.reason not in _WELL for ending in attempt.endings)
         if leader or failed:
             self._shorten(attempt, LEAVING)
+        ended: list[Message] = []
         if not attempt.decided and (everyone or (leader and silent)):
             attempt.decided = True
             outcome = decide(attempt.endings, attempt.asked)
-            self._say(attempt, Ended(outcome=outcome, may_live=self._may_live(attempt)))
+            ended.append(Ended(outcome=outcome, may_live=self._may_live(attempt)))
         if everyone:
+            ended.append(Released())
             self._attempt = None
             self.idle_since = None if self._broken else time.monotonic()
-            self._say(attempt, Released())
-            if self._broken:
-                self._owner.broke(self, attempt.endings[-1].outcome.message)
-            else:
+            if not self._broken:  # one that waits begins before this end is recorded
                 self._owner.became_idle(self)
+        for message in ended:
+            self._say(attempt, message)
+        if everyone and self._broken:
+            self._owner.broke(self, attempt.endings[-1].outcome.message)
 
     def _may_live(self, attempt: _Attempt) -> float:
         """For how many seconds a rank that was cut off may live on. On this host it is ended instead."""

@@ -232,8 +232,10 @@ class Shell:
             process=owner.identity(self._run, self._nursery.pid),
         )
         with self._changed:
-            self._changed.wait_for(lambda: self._flush or self._ended, timeout=timeout)
-            batch = self._batch(0) if self._flush or self._ended else Batch()
+            asks = self._changed.wait_for(
+                lambda: self._ended or (self._flush and not self._finished), timeout=timeout
+            )
+            batch = self._batch(0) if asks or self._flush else Batch()
         return Begun(placed=self._placed, batch=batch)
 
     def drain(

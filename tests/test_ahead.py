@@ -1,0 +1,145 @@
+"""What is drawn, claimed and sent ahead of its place changes no trial, and loses none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import tuner
+from storage import Database, reads
+from storage import tables as our_tables
+from tests.test_faults import wait_for
+from tuner import samplers
+
+SPACE = """
+def objective(trial):
+    x = trial.suggest_float("x", -3, 3)
+    y = trial.suggest_int("y", 1, 9) if trial.number % 3 else trial.suggest_float("z", 1e-3, 1, log=True)
+    return x**2 + y + len(trial.suggest_categorical("kind", ["a", "bb"]))
+"""
+
+DRIVER = """
+import sys
+import tuner
+
+def stop(study, trial):
+    if stop_at is not None and trial.number >= stop_at:
+        study.stop()
+
+if __name__ == "__main__":
+    url, n_trials, stop_at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None
+    study = tuner.create_study("s", storage=url, seed=1, sampler="random", load_if_exists=True)
+    try:
+        tuner.optimize(
+            study, "objective.py", n_trials=n_trials, resources=tuner.Resources(cpus=1),
+            isolation="shared", callbacks=[stop], progress=False,
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "objective.py").write_text(SPACE)
+    (tmp_path / "drive.py").write_text(DRIVER)
+    return tmp_path
+
+
+def drive(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "drive.py", f"sqlite:///{folder}/t.db", *map(str, arguments)]
+    environment = {**os.environ, "RAY_OVERRIDE_RESOURCES": ""}
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+
+
+def states(folder: Path) -> dict[int, str]:
+    database = Database(f"sqlite:///{folder}/t.db", create=False)
+    found = {row.number: row.state for row in reads.trials(database.engine, "s").rows}
+    database.dispose()
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe(n_startup_trials=4)"])
+def test_a_parameter_that_is_drawn_ahead_is_what_the_trial_would_have_got(
+    sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "objective.py").write_text(SPACE)
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str) -> list[dict[str, object]]:
+        study = tuner.create_study(name, storage="sqlite:///t.db", sampler=sampler, seed=3)
+        tuner.optimize(study, "objective.py", n_trials=14, executor="inline", progress=False)
+        return [trial.params for trial in study.trials]
+
+    ahead = run("ahead")
+    monkeypatch.setattr(samplers, "draws_alone", lambda given: False)
+    assert ahead == run("asked")
+    assert {*ahead[1]} == {"x", "y", "kind"}, "a parameter that was not suggested is not the trial's"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "alone"),
+    [
+        (optuna.samplers.RandomSampler(), True),
+        (optuna.samplers.TPESampler(), True),
+        (optuna.samplers.TPESampler(multivariate=True), False),  # it warns of what is not drawn jointly
+        (optuna.samplers.BruteForceSampler(), False),  # it looks at what the trial has suggested
+        (optuna.samplers.CmaEsSampler(), False),
+        (type("Own", (optuna.samplers.RandomSampler,), {})(), False),
+    ],
+)
+def test_only_samplers_that_look_at_nothing_of_the_trial_draw_ahead(
+    sampler: optuna.samplers.BaseSampler, alone: bool
+) -> None:
+    assert samplers.draws_alone(samplers.kept(sampler)) is alone
+
+
+def test_trials_that_were_begun_ahead_of_a_stop_come_to_their_end(folder: Path) -> None:
+    driver = drive(folder, 10_000, 30)
+    assert driver.wait(timeout=120) == 0
+    found = states(folder)
+    assert set(found.values()) == {"COMPLETE"}
+    assert 30 <= len(found) < 30 + 20
+
+
+def test_an_interrupted_and_a_killed_run_go_on_to_the_exact_budget(folder: Path) -> None:
+    def over(number: int) -> Callable[[], bool]:
+        return lambda: list(states(folder).values()).count("COMPLETE") >= number
+
+    tuner.create_study("s", storage=f"sqlite:///{folder}/t.db", sampler="random", seed=1)
+    driver = drive(folder, 400)
+    wait_for(over(40), 90, "40 trials")
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=60) == 130
+    before = states(folder)
+    driver = drive(folder, 400)
+    wait_for(over(len(before) + 40), 90, "40 more")
+    driver.kill()
+    driver.wait(timeout=30)
+    killed = states(folder)
+    driver = drive(folder, 400)
+    assert driver.wait(timeout=180) == 0
+    found = states(folder)
+    assert found == dict.fromkeys(range(400), "COMPLETE")
+    database = Database(f"sqlite:///{folder}/t.db", create=False)
+    with database.read() as connection:
+        again = {row.number for row in connection.execute(our_tables.attempts.select()) if row.attempt > 1}
+    database.dispose()
+    finished = {number for number, state in {**before, **killed}.items() if state == "COMPLETE"}
+    assert not again & finished, "a finished trial was run again"
+
+
+def test_another_programs_trials_count_and_no_trial_is_left_open(folder: Path) -> None:
+    optuna_study = tuner.create_study("s", storage=f"sqlite:///{folder}/t.db", sampler="random", seed=1)
+    optuna_study.add_trials([optuna.create_trial(value=1.0) for _ in range(5)])
+    assert drive(folder, 40).wait(timeout=120) == 0
+    assert len(states(folder)) == 40
+    assert {trial.state for trial in optuna_study.trials} == {TrialState.COMPLETE}
