@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from pathlib import Path
 
+import optuna
 import streamlit as st
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,14 +18,18 @@ from streamlit.starlette import App
 from dashboard import views
 from dashboard.access import auth, login
 from dashboard.access.gate import TICKET
-from dashboard.parts import importance
 
 __all__ = ["app"]
 
+# Streamlit says that its caches wait for a server, Optuna that it made a study: not asked for by a reader.
+logging.getLogger("streamlit.runtime.caching.cache_data_api").addFilter(
+    lambda record: "No runtime found" not in record.getMessage()
+)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 for view in pkgutil.iter_modules(views.__path__):
     # what the pages need is there before somebody looks: pandas, Altair and Optuna take more than a second
     importlib.import_module(f"{views.__name__}.{view.name}")
-importance.prepare()
+importlib.import_module("dashboard.parts.importance").prepare()
 
 # To judge the origin of a request Streamlit would ask an outside service for this machine's address.
 net_util.get_external_ip = lambda: None

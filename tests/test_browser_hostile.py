@@ -142,6 +142,8 @@ def test_hostile_names_are_text_on_every_page(chromium: str, tmp_path: Path) -> 
         browser.close()
     assert outside == []
     log = (tmp_path / "server.log").read_text()
+    assert "No runtime found" not in log
+    assert "A new study created" not in log
     assert PASSWORD not in log
     assert "Traceback" not in log, log
     assert "wrong horse" not in log

@@ -117,15 +117,18 @@ def test_every_kind_of_study_and_trial_has_its_page(storage: str, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("view", "asked", "said"),
     [
-        ({"study": "nothing"}, "There is no study 'nothing'"),
-        ({"study": "a\0b"}, "There is no study 'ab'"),
-        ({"study": "main", "n": "99"}, "The study has no trial '99'"),
+        ("overview", {"study": "nothing"}, "There is no study 'nothing'"),
+        ("overview", {"study": "a\0b"}, "There is no study 'ab'"),
+        ("trial", {"study": "main", "n": "99"}, "The study has no trial '99'"),
+        ("trial", {"study": "main"}, "The address names no trial"),
     ],
 )
-def test_what_is_not_there_has_a_page_that_says_so(storage: str, asked: dict[str, str], said: str) -> None:
-    assert said in texts(page("trial" if "n" in asked else "overview", **asked))
+def test_what_is_not_there_has_a_page_that_says_so(
+    storage: str, view: str, asked: dict[str, str], said: str
+) -> None:
+    assert said in texts(page(view, **asked))
 
 
 def test_a_number_that_is_none_is_ignored(storage: str) -> None:

@@ -33,7 +33,10 @@ def show() -> None:
     trial = None if asked is None else data.read(reads.trial, study.name, asked)
     if trial is None:
         st.subheader("No such trial")
-        st.text(f"The study has no trial {links.asked('n')[:200]!r}.")
+        given = links.asked("n")[:200]
+        st.text(
+            f"The study has no trial {given!r}." if given else "The address names no trial, as &n=0 does."
+        )
         st.page_link("views/trials.py", label="See its trials", query_params={"study": study.name})
         return
     _head(study, trial)
