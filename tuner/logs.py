@@ -19,7 +19,7 @@ import optuna
 
 from storage.masking import mask_url
 
-__all__ = ["JsonLines", "as_json"]
+__all__ = ["JsonLines", "as_json", "quiet_optuna"]
 
 _OURS = ("tuner", "storage")
 
@@ -89,3 +89,14 @@ def as_json(study: str, file: TextIO | None = None) -> Iterator[None]:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         root.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Optuna says warnings only: not that a study was made which nobody asked for."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)

@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.errors import BadInput
+from tuner.logs import quiet_optuna
 from tuner.outcome import Outcome, Reason
 from tuner.simulation import Faults, Script, Simulation, play
 
@@ -68,12 +69,13 @@ def replay(
     used = [one for one in trials if one.state in _ENDS and one.intermediate_values]
     if not used:
         raise BadInput(f"study {study.study_name!r} has no finished trial with reports: nothing to replay")
-    again = optuna.create_study(
-        study_name=study.study_name,
-        direction=study.direction,
-        sampler=optuna.samplers.RandomSampler(seed=0),
-        pruner=pruner,
-    )
+    with quiet_optuna():
+        again = optuna.create_study(
+            study_name=study.study_name,
+            direction=study.direction,
+            sampler=optuna.samplers.RandomSampler(seed=0),
+            pruner=pruner,
+        )
     unknown: set[int] = set()
 
     def script(trial: FrozenTrial) -> Script:

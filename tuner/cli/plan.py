@@ -150,14 +150,11 @@ def _in_memory(plan: _Plan) -> optuna.Study:
     import optuna
 
     from tuner import samplers
+    from tuner.logs import quiet_optuna
 
     sampler = samplers.sampler(plan.sampler, plan.seed, len(plan.directions))
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it says that it made a study
-    try:
+    with quiet_optuna():
         return optuna.create_study(directions=list(plan.directions), sampler=sampler)  # type: ignore[arg-type]
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 def _database(plan: _Plan) -> str:
