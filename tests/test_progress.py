@@ -171,6 +171,16 @@ def test_a_frame_replaces_the_last_one_in_place() -> None:
     assert terminal.getvalue().endswith("\n")
 
 
+def test_what_is_waited_for_stands_there_until_the_first_frame() -> None:
+    terminal, log = Terminal(), io.StringIO()
+    for file in (terminal, log):
+        progress = TerminalProgress(file, clock=Clock())
+        progress.wait("waiting for Ray")
+        assert ("waiting for Ray" in file.getvalue()) is (file is terminal)  # a log needs no such line
+        progress.update(snapshot())
+    assert "\x1b[1F\x1b[J" in terminal.getvalue()  # the frame is in its place
+
+
 def test_after_a_frame_the_driver_waits_a_hundred_times_as_long() -> None:
     assert pause(0.0) == EVERY
     for took in (0.003, 0.02, 0.08):

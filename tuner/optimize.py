@@ -370,6 +370,11 @@ def _drive(
             study._thread_local.in_optimize_loop = True
             study._stop_flag = False
             display = make_progress(request.progress)
+            if display is not None and settings.executor == "ray":
+                from tuner.progress import TerminalProgress
+
+                if isinstance(display, TerminalProgress):  # nothing else comes for some seconds
+                    display.wait(f"{record.name}: waiting for Ray")
             Driver(driven, executor, job, display, lambda: bool(study._stop_flag)).run()
         finally:
             study._thread_local.in_optimize_loop = False

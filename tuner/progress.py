@@ -41,6 +41,11 @@ class TerminalProgress:
         self._last: object = None
         self._closed = False
 
+    def wait(self, reason: str) -> None:
+        """Show what is waited for until the first moment, on a terminal only."""
+        if self._redraw is not None:
+            self._redraw.draw([Text(reason)])
+
     def update(self, snapshot: Snapshot) -> None:
         """Show this moment; as a plain line, unless the last one was shown too short a time ago."""
         if self._closed:
