@@ -442,6 +442,18 @@ def test_params_of_the_best_trial_give_its_value_again_and_keep_a_checkpoint(
     assert list(tmp_path.rglob("rank-0.pt"))
 
 
+def test_params_of_an_objective_that_needs_several_ranks_say_how_to_give_it_some(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "parallel.py").write_text(
+        "from torch import nn\n\n\ndef objective(trial):\n"
+        "    nn.parallel.DistributedDataParallel(nn.Linear(1, 1))\n    return trial.suggest_float('x', 0, 1)"
+    )
+    code, _, err = run("run", str(tmp_path / "parallel.py"), "--params", "x=0.5")
+    assert code == 1
+    assert "give --ranks 2, or use tuner.torch.prepare" in err.splitlines()[-1]
+
+
 def test_params_for_several_objectives_need_the_directions(run: Run) -> None:
     code, out, _ = run("run", "cli_objectives.py:two", "--params", "@two:0", "--params", "x=0.25")
     assert (code, out) == (0, "value 0.25, 0.75\n")
