@@ -144,6 +144,31 @@ def test_own_names_stand_for_the_folder_and_the_like(script: Script, sqlite_url:
     assert study.trials[0].state is TrialState.COMPLETE
 
 
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ("tell {kind}", True),
+        ("tell 'it is' \"a\" {kind}", True),
+        ("tell \\' {kind}", True),
+        ("tell '{kind}'", False),
+        ('tell "{kind}"', False),
+        ('tell "it\'s" "$(tell {kind})"', False),
+        ("tell \\{kind}", False),
+    ],
+)
+def test_a_value_that_would_end_the_quotes_of_a_shells_text_is_refused(text: str, may: bool) -> None:
+    plain = command(text, {"kind": CategoricalDistribution(["sgd", 0.5])}, shell=True)
+    assert callable(plain)
+    hostile = {"kind": CategoricalDistribution(["sgd", "$(touch x)"])}
+    if may:
+        command(text, hostile, shell=True)
+    else:
+        with pytest.raises(
+            tuner.BadInput, match=r"stands within quotes, which its value '\$\(touch x\)' would end"
+        ):
+            command(text, hostile, shell=True)
+
+
 def test_no_shell_sees_an_argument(tmp_path: Path, script: Script, sqlite_url: str) -> None:
     hostile = ["$(touch pwned)", "a b; touch pwned", "*", "'\"", "{x}", "--flag"]
     path = script('printf \'%s\\0\' "$@" > "$TUNER_FOLDER/../../argv-$TUNER_TRIAL"; echo \'{"value": 1}\'')

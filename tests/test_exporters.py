@@ -257,6 +257,25 @@ def test_what_cannot_be_exported_is_one_line(
         assert not (tmp_path / "tuner.db").exists()
 
 
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_a_full_disk_is_one_line_and_the_file_before_stays(
+    states: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+) -> None:
+    monkeypatch.setattr("tuner.exporters.files.open", lambda *_: open("/dev/full", "wb"), raising=False)  # noqa: SIM115
+    output = tmp_path / "out"
+    output.write_text("before")
+    assert main(["export", "states", "--format", form, "--output", str(output), "--storage", states]) == 2
+    err = capsys.readouterr().err
+    assert f"output {output}: cannot be written (No space left on device)" in err
+    assert err.count("\n") == 1
+    assert [one.name for one in tmp_path.iterdir() if "out" in one.name] == ["out"]
+    assert output.read_text() == "before"
+
+
 # ---------------------------------------------------------------------- live
 
 

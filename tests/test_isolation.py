@@ -25,10 +25,11 @@ from tuner.slate import MORE_FILES, MORE_MEMORY, Leaks, leak
 ISOLATIONS = ("attempt", "shared")
 
 OBJECTIVES = """
-import decimal, multiprocessing, resource, socket
-import builtins, gc, logging, os, random, signal, subprocess, sys, threading, time, warnings
+import asyncio, decimal, locale, multiprocessing, resource, socket, tempfile, types
+import _thread, builtins, gc, logging, os, random, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import optuna
+from package_without_a_file.part import SPREAD
 
 SEEN = []
 
@@ -67,8 +68,28 @@ def state():
         "builtins": hasattr(builtins, "mine"),
         "gc": gc.isenabled(),
         "files": sorted(os.listdir(".")),
+        "above": sorted(os.listdir("..")),
         "folder": os.getcwd(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "attention": torch.backends.cuda.flash_sdp_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "hooks": len(torch.nn.modules.module._global_forward_hooks),
+        "printed": repr(numpy.array([1 / 3])),
+        "exit_code": subprocess.run(["false"]).returncode,
+        "modules": [name in sys.modules for name in ("made_by_hand", "hidden_by_hand")],
+        "importer": type(sys.modules["json"]).__name__,
+        "finders": len(sys.meta_path),
+        "shown": warnings.showwarning.__module__,
+        "locale": locale.setlocale(locale.LC_NUMERIC),
+        "temporary": tempfile.gettempdir(),
+        "loop": asyncio.get_event_loop_policy().get_event_loop().is_closed(),
+        "spread": SPREAD,
     }
+
+class Finder:
+    @staticmethod
+    def find_spec(*named):
+        return None
 
 def changes_everything(trial):
     import numpy, torch
@@ -109,7 +130,23 @@ def changes_everything(trial):
     sys.stdout = open(os.devnull, "w")
     builtins.mine = True
     gc.disable()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.set_autocast_enabled("cpu", True)
+    torch.nn.modules.module.register_module_forward_hook(lambda module, given, made: None)
+    numpy.set_printoptions(precision=1)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    sys.modules["made_by_hand"] = types.ModuleType("made_by_hand")
+    sys.modules["hidden_by_hand"] = None
+    sys.modules["json"] = 1
+    sys.meta_path.insert(0, Finder)
+    logging.captureWarnings(True)
+    locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    tempfile.tempdir = os.getcwd()
+    asyncio.get_event_loop().close()
+    SPREAD.append(1)
     Path("mine.txt").write_text("1")
+    Path("../mine.txt").write_text("2")
     os.chdir("/")
     return 0.0
 
@@ -132,6 +169,27 @@ def leaves_an_orphan(trial):
 def leaves_a_thread(trial):
     threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
     return says_its_pid(trial)
+
+def leaves_a_thread_of_low_level(trial):
+    begun = threading.Event()
+    def waits():
+        begun.set()
+        time.sleep(600)
+    _thread.start_new_thread(waits, ())
+    begun.wait()
+    return says_its_pid(trial)
+
+def leaves_a_closed_input(trial):
+    sys.stdin.close()
+    return says_its_pid(trial)
+
+def brings_torch(trial):
+    import torch
+    trial.set_user_attr("pid", os.getpid())
+    drawn = torch.rand(1).item()
+    trial.set_user_attr("state", [drawn, torch.initial_seed(), str(torch.get_default_dtype())])
+    torch.set_default_dtype(torch.float64)
+    return 0.0
 
 def leaves_memory(trial):
     sys.kept = getattr(sys, "kept", []) + [bytearray(150 * 2**20)]
@@ -169,6 +227,8 @@ def prints_much(trial):
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("objectives") / "isolation_objectives.py"
     path.write_text(OBJECTIVES)
+    (path.parent / "package_without_a_file").mkdir()
+    (path.parent / "package_without_a_file" / "part.py").write_text("SPREAD = []")
     return path
 
 
@@ -234,10 +294,30 @@ def test_processes_that_a_trial_leaves_are_ended_and_its_own_is_not_kept(kept: R
     assert is_gone(told["child"])
 
 
-@pytest.mark.parametrize("name", ["leaves_a_thread", "leaves_memory", "leaves_files"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "leaves_a_thread",
+        "leaves_a_thread_of_low_level",
+        "leaves_memory",
+        "leaves_files",
+        "leaves_a_closed_input",
+    ],
+)
 def test_a_process_that_leaks_is_replaced(kept: Runs, name: str) -> None:
     pids = [kept(name)["pid"] for _ in range(4)]
     assert len(set(pids)) > 1
+
+
+def test_torch_that_comes_within_a_trial_is_seeded_and_put_back_too(file: Path, tmp_path: Path) -> None:
+    shell = Shell(RUN, cpus=1, hide_gpus=True, preload=())
+    try:
+        kept = Runs(shell, file, tmp_path, keep=True)
+        states = [kept("brings_torch") for _ in range(2)]
+    finally:
+        shell.shutdown(1)
+    assert states[0] == states[1]
+    assert states[0]["state"][1:] == [1, "torch.float32"]
 
 
 def test_a_process_that_dies_while_it_waits_is_replaced(kept: Runs) -> None:
@@ -263,7 +343,9 @@ def test_what_a_trial_leaves_in_its_folder_is_kept_apart_by_trial(runs: Runs) ->
     runs("changes_everything")
     runs("changes_everything")
     kept = sorted(str(path.relative_to(runs.home)) for path in runs.home.rglob("*") if path.is_file())
-    assert kept == ["tuner-files/a_study/1/mine.txt", "tuner-files/a_study/2/mine.txt"]
+    assert kept == [
+        f"tuner-files/a_study/{number}/{name}" for number in (1, 2) for name in ("above/mine.txt", "mine.txt")
+    ]
 
 
 def test_what_a_trial_prints_is_caught_by_descriptor_and_bounded(
@@ -317,6 +399,26 @@ def test_a_folder_has_what_the_drivers_has_and_the_one_above_it(home: Path, tmp_
     (home / "new.txt").touch()
     working_folder.enter(folder, str(home))
     assert os.listdir(".") == ["new.txt"]
+
+
+def test_a_link_that_a_trial_deleted_is_back_whatever_the_times_of_the_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working_folder, "_SETTLED", -(10**18))  # at once
+    (tmp_path / "shell").mkdir()
+    folder = working_folder.folder_of(str(tmp_path / "shell"), str(home))
+    for _ in range(2):  # the second sees what the first has linked
+        working_folder.enter(folder, str(home))
+    linked = os.stat(folder).st_ctime_ns
+    tick = tmp_path / "tick"
+    while not tick.exists() or tick.stat().st_ctime_ns <= linked:
+        tick.touch()  # of a change within one tick of the kernel no file system tells
+    for place, change in ((folder, Path("config.json").unlink), (str(home), (home / "new.txt").touch)):
+        before = os.stat(place)
+        change()
+        os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))  # as tar and rsync do
+        working_folder.enter(folder, str(home))
+        assert sorted(os.listdir(".")) == sorted(one.name for one in home.iterdir())
 
 
 def test_files_and_folders_move_and_those_of_an_attempt_before_are_replaced(
@@ -408,6 +510,7 @@ def test_isolation_as_users_ask_for_it(
     pids = {trial.user_attrs["pid"] for trial in study.trials}
     assert len(pids) == 6 if isolation == "attempt" else len(pids) <= 2
     engine = Database(url, create=False).engine
+    assert (tmp_path / "tuner-files" / "s" / "5" / "above" / "mine.txt").is_file()
     assert (tmp_path / "tuner-files" / "s" / "5" / "mine.txt").is_file()
     found = reads.trial(engine, "s", 0)
     assert found is not None

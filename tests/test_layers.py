@@ -32,7 +32,7 @@ RANK = (
     "tuner.device",
     "tuner.seeds",
     "tuner.shared_layout",
-    "tuner.slate",
+    "tuner.switches",
     "tuner.trial",
 )
 DOORS = {

@@ -368,6 +368,10 @@ def test_what_the_file_imports_can_be_imported_ahead(write: Write) -> None:
         ("from . import torch_helper", True),
         ("from .plain_helper import net", False),
         ("def f(:", True),
+        ("def objective(trial):\n    from tuner.torch.batches import Loader", True),
+        ("def objective(trial):\n    import profile", True),
+        ("from ............................................ import nothing", False),
+        ("\ufeffimport math", False),
     ],
 )
 def test_whether_an_objective_may_use_torch_is_seen_without_running_it(
@@ -375,6 +379,7 @@ def test_whether_an_objective_may_use_torch_is_seen_without_running_it(
 ) -> None:
     write("import math\nimport plain_helper", "plain_helper.py")
     write("import plain_helper\ndef net():\n    from torch import nn", "torch_helper.py")
+    write("import torch", "profile.py")  # it stands before that of the standard library
     assert may_use_torch(str(write(text))) is may
 
 

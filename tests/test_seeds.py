@@ -38,3 +38,12 @@ def test_the_inline_executor_and_seeding_leave_torch_alone() -> None:
         "sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_torch_that_comes_later_is_seeded_by_the_last_seed_then() -> None:
+    code = (
+        "import tuner.seeds as seeds; seeds.seed_everything(1); seeds.seed_everything(2); import torch;"
+        "late = torch.rand(1).item(); seeds.seed_everything(2); assert torch.rand(1).item() == late;"
+        "assert torch.__spec__.loader is torch.__loader__"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

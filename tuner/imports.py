@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,10 @@ _WITHOUT_TORCH = {
         "xgboost",
         "yaml",
     ),
-    *("__future__", "dashboard", "storage", "xgboost", "yaml", "tuner", *sys.stdlib_module_names),
+    *("__future__", *sys.stdlib_module_names),
 } - {"importlib"}  # whose import_module may bring anything
-_WITH_TORCH = ("tuner.torch", "tuner.lightning")
+_OURS = ("dashboard", "storage", "tuner")
+_WITH_TORCH = ("tuner.torch.", "tuner.lightning.")
 _FILES = 200  # files of the user's that are read
 
 
@@ -71,11 +73,13 @@ def may_use_torch(file: str) -> bool:
             if isinstance(node, ast.Name) and node.id == "__import__":
                 return True
             for name in _named(node, path):
-                if name in _WITH_TORCH:
+                if f"{name}.".startswith(_WITH_TORCH):
                     return True
-                if _top(name) in _WITHOUT_TORCH:
+                if _top(name) in _OURS:
                     continue
                 own = _own_file(name, os.path.dirname(file))
+                if not own and _top(name) in _WITHOUT_TORCH:  # a file of the user's stands before others
+                    continue
                 if own is None:
                     return True
                 to_read += own
@@ -89,8 +93,9 @@ def is_installed_file(file: str) -> bool:
 
 
 def _parsed(file: str) -> ast.Module | None:
-    with contextlib.suppress(OSError, SyntaxError, ValueError):
-        return ast.parse(Path(file).read_text())
+    with contextlib.suppress(OSError, SyntaxError, ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the file is imported
+        return ast.parse(Path(file).read_bytes())
     return None
 
 
@@ -103,7 +108,8 @@ def _named(node: ast.AST, file: str) -> Iterator[str]:
         if file:  # from package import module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.level and file:
-        folder = Path(file).parents[node.level - 1]
+        folders = Path(file).parents
+        folder = folders[min(node.level, len(folders)) - 1]
         package = "/".join((str(folder), *(node.module.split(".") if node.module else ())))
         yield from (package, *(f"{package}/{alias.name}" for alias in node.names))
 

@@ -8,6 +8,8 @@ import os
 import random
 import sys
 
+from tuner.arrival import on_import
+
 __all__ = ["derived_seed", "seed_everything", "trial_seed"]
 
 
@@ -34,8 +36,8 @@ def trial_seed(study_seed: int, number: int) -> int:
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators.
 
-    NumPy and torch are seeded where they are already imported: an objective in plain Python
-    must not pay for an import of torch.
+    NumPy and torch are seeded where they are already imported, and torch where it is not, when it is: an
+    objective in plain Python must not pay for an import of it.
 
     Args:
         seed: 0 to 2**32 - 1.
@@ -46,12 +48,18 @@ def seed_everything(seed: int) -> None:
 
         numpy.random.seed(seed)
     if "torch" in sys.modules:
-        import torch
+        _seed_torch(seed)
+    else:
+        on_import("torch", "seed", lambda: _seed_torch(seed))
 
-        if _may_have_devices():
-            torch.manual_seed(seed)
-        else:  # the other also notes a stack for each kind of device that may come: a millisecond
-            torch.default_generator.manual_seed(seed)
+
+def _seed_torch(seed: int) -> None:
+    import torch
+
+    if _may_have_devices():
+        torch.manual_seed(seed)
+    else:  # the other also notes a stack for each kind of device that may come: a millisecond
+        torch.default_generator.manual_seed(seed)
 
 
 def _may_have_devices() -> bool:
@@ -59,4 +67,5 @@ def _may_have_devices() -> bool:
 
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     cuda = torch.backends.cuda.is_built() and not hidden  # type: ignore[no-untyped-call]
-    return cuda or torch.xpu._is_compiled() or torch.backends.mps.is_built()
+    other = torch._C._get_privateuse1_backend_name() != "privateuseone"  # a device that a package brings
+    return cuda or torch.xpu._is_compiled() or torch.backends.mps.is_built() or other

@@ -1,17 +1,21 @@
 """What a process was before an attempt, put back after it: for ``isolation="shared"``.
 
 A process that is kept for the next trial starts it as a fresh one would: environment, modules of the user's
-own, logging, warnings, signals, limits and cores, the start method of ``multiprocessing``, NumPy's answer to
-errors, default dtype and device, ``torch.distributed``, CUDA caches. One that leaks (threads, child
-processes, open files, memory) is not kept. What this cannot know of is what an objective
-changes inside installed libraries; for that there is ``isolation="attempt"``.
+own, import hooks, logging, warnings, signals, limits and cores, locale, event loop, the folder for temporary
+files, the start method of ``multiprocessing``, NumPy's answer to errors, what is switched in torch
+(:mod:`tuner.switches`), CUDA caches. Context variables are those of a context that each attempt has alone.
+One that leaks (threads, child processes, open files, memory) is not kept. What this cannot know of is what an
+objective changes inside installed libraries; for that there is ``isolation="attempt"``.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
+import contextvars
+import faulthandler
 import gc
+import locale
 import logging
 import multiprocessing
 import os
@@ -21,13 +25,18 @@ import site
 import socket
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from tuner.arrival import on_import
+from tuner.switches import Switches, device_memory
 
 __all__ = ["Leaks", "Slate", "leak"]
 
@@ -37,7 +46,7 @@ PARTING = 0.5  # seconds for threads that are about to end
 
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
+_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +84,20 @@ def leak(now: Leaks, first: Leaks) -> str:
 
 
 class Slate:
-    """Taken in a process before its first attempt; :meth:`wipe` follows each."""
+    """Taken in a process before its first attempt; each is made by :meth:`run`, and :meth:`wipe` follows."""
 
     def __init__(self) -> None:
-        self._environment = dict(os.environ)
+        self._environ, self._environment = os.environ, dict(os.environ)
         self._umask = _umask()
         self._path, self._argv = list(sys.path), list(sys.argv)
         self._streams = sys.stdin, sys.stdout, sys.stderr
         self._hooks = sys.excepthook, threading.excepthook, sys.displayhook
-        self._recursion = sys.getrecursionlimit()
+        self._rarer_hooks = sys.unraisablehook, sys.breakpointhook, warnings.showwarning
+        self._import_hooks = list(sys.meta_path), list(sys.path_hooks)
+        self._recursion, self._digits = sys.getrecursionlimit(), sys.get_int_max_str_digits()
+        self._temporary, self._locale = tempfile.tempdir, locale.setlocale(locale.LC_ALL)
         self._builtins = dict(vars(builtins))
-        self._modules = set(sys.modules)
+        self._modules = dict(sys.modules)
         self._warnings = list(warnings.filters)
         self._signals = {number: signal.getsignal(number) for number in _SIGNALS}
         self._loggers = {name: _levels(logger) for name, logger in _loggers().items()}
@@ -97,12 +109,24 @@ class Slate:
         self._socket_timeout = socket.getdefaulttimeout()
         self._gc, self._switch = gc.get_threshold(), sys.getswitchinterval()
         self._numpy = _numpy_errors()
-        self._torch = _torch_settings()
+        self._torch: Switches | None = None
+        if "torch" in sys.modules:
+            self._note_torch()
+        else:
+            on_import("torch", "slate", self._note_torch)
         self._first: Leaks | None = None
+
+    def _note_torch(self) -> None:
+        self._torch = Switches()
+
+    def run(self, attempt: Callable[[], bool]) -> bool:
+        """What an attempt returns, which begins with the context variables of a fresh process."""
+        return contextvars.copy_context().run(attempt)
 
     def wipe(self) -> str:
         """Put everything back; why the process is not to be kept all the same, or ""."""
-        _leave_torch(self._torch)
+        if self._torch is not None:
+            self._torch.restore()
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
         for number, handler in self._signals.items():
@@ -111,11 +135,14 @@ class Slate:
         self._restore_process()
         self._restore_python()
         self._restore_logging()
-        _forget(set(sys.modules) - self._modules)
+        _forget(set(sys.modules) - set(self._modules))
+        sys.modules.update(self._modules)
         gc.enable()
         gc.collect()
         if self._first is None:
             gc.freeze()  # what is left is there for good: it need not be looked through each time
+        if any(stream is not None and stream.closed for stream in self._streams):
+            return "a standard stream was closed"
         now = _count()
         self._first = self._first or now
         return leak(now, self._first)
@@ -135,14 +162,16 @@ class Slate:
         gc.set_threshold(*self._gc)
         multiprocessing.set_start_method(self._start_method, force=True)
         socket.setdefaulttimeout(self._socket_timeout)
-        if "decimal" in sys.modules:
-            import decimal
-
-            decimal.setcontext(decimal.Context())
+        faulthandler.cancel_dump_traceback_later()
+        tempfile.tempdir = self._temporary
+        locale.setlocale(locale.LC_ALL, self._locale)
+        if "asyncio" in sys.modules:
+            _leave_event_loop()
         if self._numpy:
             import numpy
 
             numpy.seterr(**self._numpy)
+        os.environ = self._environ  # noqa: B003 - an object of the user's may stand there
         if dict(os.environ) != self._environment:
             os.environ.clear()
             os.environ.update(self._environment)
@@ -151,7 +180,12 @@ class Slate:
         sys.path[:], sys.argv[:] = self._path, self._argv
         sys.stdin, sys.stdout, sys.stderr = self._streams
         sys.excepthook, threading.excepthook, sys.displayhook = self._hooks
+        _restore_finders(sys.meta_path, self._import_hooks[0])
+        _restore_finders(sys.path_hooks, self._import_hooks[1])
         sys.setrecursionlimit(self._recursion)
+        sys.set_int_max_str_digits(self._digits)
+        logging.captureWarnings(False)
+        sys.unraisablehook, sys.breakpointhook, warnings.showwarning = self._rarer_hooks
         warnings.filters[:] = self._warnings  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
         known = vars(builtins)
@@ -194,73 +228,46 @@ def _numpy_errors() -> dict[str, Any]:
     return {**numpy.geterr()}
 
 
-_UNTOUCHED = {
-    "dtype": "float32",
-    "deterministic": False,
-    "warn_only": False,
-    "precision": "highest",
-    "cudnn": (False, False, True),
-}
-"""Torch's settings as it comes, for a process whose first trial has brought it."""
+def _restore_finders(now: list[Any], before: list[Any]) -> None:
+    """Those of installed libraries stay: modules of theirs stay too, and count on them."""
+    added = [one for one in now if not any(one is other for other in before)]
+    now[:] = [one for one in now if one not in added or not _is_of_users(one)]
+    now += [one for one in before if not any(one is other for other in now)]
 
 
-def _torch_settings() -> dict[str, Any]:
-    """Of what a trial may set for the whole process."""
-    if "torch" not in sys.modules:
-        return _UNTOUCHED
-    import torch
-
-    return {
-        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "precision": torch.get_float32_matmul_precision(),
-        "cudnn": (
-            torch.backends.cudnn.benchmark,
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.enabled,
-        ),
-    }
+def _is_of_users(thing: Any) -> bool:
+    kind = thing if hasattr(thing, "__module__") else type(thing)
+    module = sys.modules.get(kind.__module__)
+    return module is None or _is_users(module)
 
 
-def _leave_torch(before: dict[str, Any]) -> None:
-    if "torch" not in sys.modules:
-        return
-    import torch
+def _leave_event_loop() -> None:
+    import asyncio
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    torch.set_default_dtype(getattr(torch, before["dtype"]))
-    torch.set_default_device(None)
-    torch.set_grad_enabled(True)
-    torch.autograd.set_detect_anomaly(False)
-    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    if now != (before["deterministic"], before["warn_only"]):  # to say it imports a compiler: 1.7 s
-        torch.use_deterministic_algorithms(before["deterministic"], warn_only=before["warn_only"])
-    torch.set_float32_matmul_precision(before["precision"])
-    torch.set_flush_denormal(False)
-    cudnn = torch.backends.cudnn
-    cudnn.benchmark, cudnn.deterministic, cudnn.enabled = before["cudnn"]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        gc.collect()  # tensors in cycles hold their memory
-        torch.cuda.synchronize()
-        torch._C._cuda_clearCublasWorkspaces()  # a product of matrices leaves one, which is memory in use
-        torch.cuda.empty_cache()
-        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
-        torch.cuda.reset_peak_memory_stats()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        asyncio.set_event_loop_policy(None)  # with it goes the loop, which may be closed
 
 
 def _forget(names: set[str]) -> None:
     """Modules that are the user's own are imported anew by the next trial; installed ones stay."""
-    for name in names:
-        module = sys.modules.get(name)
-        if module is not None and _is_users(module):
+    found = {name: sys.modules[name] for name in names}
+    for name, module in found.items():
+        if module is None or _is_users(module) or _is_made(name, module):
             sys.modules.pop(name, None)
 
 
 def _is_users(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
-    return file is not None and not os.path.abspath(file).startswith(_INSTALLED)
+    if file is not None:
+        return not os.path.abspath(file).startswith(_INSTALLED)
+    folders = [*getattr(module, "__path__", ())]  # of a package without a file of its own
+    return bool(folders) and not any(f"{os.path.abspath(one)}/".startswith(_INSTALLED) for one in folders)
+
+
+def _is_made(name: str, module: Any) -> bool:
+    """Whether it was put among the modules by hand, in place of one that is not there."""
+    return "." not in name and getattr(module, "__spec__", None) is None and name != "__mp_main__"
 
 
 def _installed() -> tuple[str, ...]:
@@ -278,18 +285,12 @@ def _count() -> Leaks:
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
-    allocated = 0
-    if "torch" in sys.modules:
-        import torch
-
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            allocated = torch.cuda.memory_allocated()
     return Leaks(
-        threads=threading.active_count() - 1,
+        threads=max(threading.active_count(), len(sys._current_frames())) - 1,
         children=_children(),
         files=len(os.listdir("/proc/self/fd")),
         memory=int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
-        device_memory=allocated,
+        device_memory=device_memory(),
     )
 
 

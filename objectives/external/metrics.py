@@ -193,7 +193,9 @@ def _of_json(line: str, wanted: Sequence[str]) -> Metrics | None:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         if any(f'"{name}"' in text for name in wanted):
-            why = getattr(error, "msg", "too deep")
+            why = getattr(
+                error, "msg", "too deep" if isinstance(error, RecursionError) else "a number is too long"
+            )
             raise tuner.BadMetric(f"a line with a metric is no JSON ({why}): {_shown(text)}") from None
         return None
     numbers = {name: value for name, value in found.items() if name != "step" and _is_number(value)}

@@ -38,7 +38,7 @@ import tuner
 from objectives.external.environment import check_names, variables
 from objectives.external.metrics import Metrics, check_source, open_source
 from objectives.external.space import distribution
-from objectives.external.template import Template, fill, names, shown, template
+from objectives.external.template import Template, check_quotes, fill, names, shown, template
 
 __all__ = ["Command", "command"]
 
@@ -95,6 +95,11 @@ def command(
     check_names(space)
     known = {*space, *_OWN}
     parsed = template(command, known, shell=shell)
+    if shell:
+        choices = {name: getattr(one, "choices", ()) for name, one in space.items()}
+        check_quotes(
+            parsed.words[0], {name: [shown(one) for one in given] for name, given in choices.items()}
+        )
     kind, place = check_source(metrics, wanted)
     if kind in ("file", "tensorboard"):
         names(place, known - {"metrics"})

@@ -1,7 +1,8 @@
 """A command line with places for parameters: ``./solver --lr {lr} --steps {steps}``.
 
 ``{{`` and ``}}`` are braces. A value is put in as it is, into the word where its name stands: whatever is in
-it, it stays one argument of the program. With ``shell`` the whole text is the shell's, and values are quoted.
+it, it stays one argument of the program. With ``shell`` the whole text is the shell's, and values are quoted:
+a name that stands within quotes of the text takes only values that need none.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import tuner
 from objectives.external.space import pointed
 
-__all__ = ["Template", "fill", "names", "shown", "template"]
+__all__ = ["Template", "check_quotes", "fill", "names", "shown", "template"]
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -38,6 +39,7 @@ class Template:
     def filled(self, values: Mapping[str, str]) -> list[str]:
         """The program's words with the values in their places."""
         if self.shell:
+            check_quotes(self.words[0], {name: (value,) for name, value in values.items()})
             return ["/bin/sh", "-c", fill(self.words[0], values, shlex.quote)]
         return [fill(word, values) for word in self.words]
 
@@ -102,6 +104,32 @@ def fill(text: str, values: Mapping[str, str], quoted: Callable[[str], str] = st
         lambda piece: piece[0][0] if piece[1] is None else quoted(values[piece[1]]),
         text,
     )
+
+
+def check_quotes(text: str, values: Mapping[str, Collection[str]]) -> None:
+    """Refuse a shell's text in which a name stands within quotes whose values would end these.
+
+    Args:
+        values: by name, those that it may have.
+
+    Raises:
+        BadInput: the place is shown.
+    """
+    for piece in _PIECE.finditer(text):
+        wrong = [value for value in values.get(piece[1] or "", ()) if shlex.quote(value) != value]
+        if wrong and _is_quoted(text[: piece.start()]):
+            raise pointed(
+                f"{piece[0]} stands within quotes, which its value {wrong[0]!r} would end; take them away: "
+                "a value is quoted where it is put in",
+                text,
+                piece.start(),
+            )
+
+
+def _is_quoted(before: str) -> bool:
+    """Whether a quote is open, or what follows stands behind a backslash, at the end of a shell's text."""
+    is_open = re.sub(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^'"\\]""", "", before, flags=re.DOTALL)
+    return bool(is_open)
 
 
 def shown(value: Any) -> str:

@@ -67,7 +67,7 @@ def export(
 
     exporter = make(form, output)
     wanted = states_of(states)
-    with reading(storage) as database, contextlib.closing(exporter):
+    with reading(storage) as database, once.closed_after(exporter):
         known_study(database, name)
         once.run(database, name, exporter, states=wanted, where=[parse(text) for text in conditions])
     if exporter.where:

@@ -2,7 +2,8 @@
 
 Two trials that write ``model.pt`` do not meet, and one that reads ``data.csv`` or ``../data.csv`` finds it:
 a link for each entry of the driver's folder, and of the one above it. What an attempt leaves there is
-moved to ``tuner-files/STUDY/TRIAL`` in the driver's folder, where that is on this node.
+moved to ``tuner-files/STUDY/TRIAL`` in the driver's folder, where that is on this node; what it leaves in the
+one above, to ``above`` in that.
 
 The folder belongs to the shell of the first rank of a node, which the trial's other ranks there share.
 """
@@ -24,6 +25,7 @@ __all__ = ["FILES", "collect", "enter", "folder_of", "remove", "sweep"]
 FILES = "tuner-files"
 """In the driver's folder: what trials left, by study and number."""
 
+_WORK, _ABOVE = "work", "above"
 _LONGEST = 100  # characters of a study's name in a path
 _SETTLED = 2 * 10**9  # nanoseconds: coarser than the times of any file system
 _MOST = 2000  # entries of a folder that are linked; where there are more, trials work in it itself
@@ -36,7 +38,7 @@ def folder_of(shell: str, home: str) -> str:
         shell: its folder.
         home: the driver's folder.
     """
-    return f"{shell}/work/{os.path.basename(home) or 'root'}"
+    return f"{shell}/{_WORK}/{os.path.basename(home) or 'root'}"
 
 
 def enter(folder: str, home: str, root: str = "") -> None:
@@ -87,15 +89,21 @@ def collect(folder: str, home: str, study: str, number: int, linked: str = "") -
     Returns:
         The paths of the files, in ``home``; none where ``home`` is not on this node.
     """
-    kept = f"{home}/{FILES}/{_file_name(study)}/{number}"
+    kept = Path(home) / FILES / _file_name(study) / str(number)
+    linked = linked or home
+    places = [(folder, linked, kept)]
+    above = os.path.dirname(folder)
+    if os.path.basename(above) == _WORK:
+        places.append((above, os.path.dirname(linked), kept / _ABOVE))
     found = []
-    for entry in _entries(folder):
-        path = Path(entry.path)
-        if _is_ours(entry, linked or home):
-            continue
-        if os.path.isdir(home):
-            found += _move(path, Path(kept) / entry.name)
-        _remove(path)
+    for place, origin, goal in places:
+        for entry in _entries(place):
+            path = Path(entry.path)
+            if entry.path == folder or _is_ours(entry, origin):
+                continue
+            if os.path.isdir(home):
+                found += _move(path, goal / entry.name)
+            _remove(path)
     return found
 
 
@@ -138,9 +146,10 @@ look again.
 def _stamps(*folders: str) -> tuple[int, ...] | None:
     """When they have last changed; None where that was so lately that another change would not show."""
     with contextlib.suppress(OSError):
-        stamps = tuple(os.stat(folder).st_mtime_ns for folder in folders)
-        if max(stamps) < time.time_ns() - _SETTLED:
-            return stamps
+        found = [os.stat(folder) for folder in folders]
+        changed = [one.st_ctime_ns for one in found]  # no program can set it, as tar and rsync set the other
+        if max(changed) < time.time_ns() - _SETTLED:
+            return (*changed, *(one.st_ino for one in found))
     return None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -216,7 +217,7 @@ def _run_as_long_as_kept(request: _Request) -> None:
     slate = Slate()
     with socket.socket(fileno=request.descriptors["desk"]) as desk:
         following: _Request | None = request
-        while following is not None and _run(following):
+        while following is not None and slate.run(functools.partial(_run, following)):
             why = slate.wipe()
             if why:
                 return

@@ -92,11 +92,15 @@ class _Text(Exporter):
     def end(self, study: ExportedStudy) -> None:
         if self._new is not None and self._file is not None:
             self._new.finish(self._file)
+        else:
+            sys.stdout.flush()
 
     def close(self) -> None:
         if self._new is not None and self._file is not None:
-            self._file.close()
-            self._new.discard()
+            try:
+                self._file.close()  # of a full disk it hears here
+            finally:
+                self._new.discard()
 
 
 class Csv(_Text):

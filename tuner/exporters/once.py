@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from storage import Database, exports
 from storage.filters import Filter
 from tuner import store
+from tuner.errors import BadInput
 from tuner.exporters.base import Exporter, make
 
-__all__ = ["export", "run"]
+__all__ = ["closed_after", "export", "run"]
+
+
+@contextlib.contextmanager
+def closed_after(exporter: Exporter) -> Iterator[None]:
+    """Close an exporter after the block.
+
+    Raises:
+        BadInput: its output cannot be written, such as on a full disk.
+    """
+    try:
+        with contextlib.closing(exporter):
+            yield
+    except BrokenPipeError:
+        raise  # who reads has enough
+    except OSError as error:
+        raise BadInput(
+            f"output {exporter.where or 'to the terminal'}: cannot be written ({error.strerror or error}); "
+            "make room, or name another"
+        ) from error
 
 
 def export(name: str, form: str, output: str | None = None, *, storage: str | None = None) -> str:
@@ -34,7 +54,7 @@ def export(name: str, form: str, output: str | None = None, *, storage: str | No
     exporter = make(form, output)
     database = store.open_database(storage)
     try:
-        with store.errors(), contextlib.closing(exporter):
+        with store.errors(), closed_after(exporter):
             run(database, name, exporter)
     finally:
         database.dispose()

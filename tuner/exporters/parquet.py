@@ -63,10 +63,12 @@ class Parquet(Exporter):
 
     def close(self) -> None:
         if self._file is not None:
-            if self._writer is not None and not self._file.closed:
-                self._writer.close()
-            self._file.close()
-            self._new.discard()
+            try:
+                if self._writer is not None and not self._file.closed:
+                    self._writer.close()
+                self._file.close()
+            finally:
+                self._new.discard()
 
     def _write(self) -> None:
         assert self._writer is not None
