@@ -261,6 +261,13 @@ def test_the_table_has_a_row_for_each_work_and_a_verdict_for_each_figure(tmp_pat
         readme.inserted("a page", json.loads(file.read_text()))
 
 
+def test_too_little_work_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        tuning.main(["--quick", "--keep"])
+    assert exit_.value.code == 2
+    assert "too little to keep" in capsys.readouterr().err
+
+
 def test_results_of_another_machine_are_not_kept(tmp_path: Path) -> None:
     page, file = tmp_path / "README.md", tmp_path / "tuning.json"
     page.write_text(readme.BEGIN + readme.END)

@@ -101,10 +101,11 @@ def simulation(count: int, folder: Path) -> Found:
 
     pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     study = optuna.create_study(sampler=RandomSampler(seed=1), pruner=pruner)
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     found = tuner.simulate(study, space, curve, max_concurrent=count // 10, n_trials=count, seed=1)
     return {
         "seconds": time.perf_counter() - began,
+        "cpu": time.process_time() - spent,
         "epochs": found.epochs,
         "trials": sum(found.states.values()),
         "peak": peak(),
@@ -115,6 +116,8 @@ def memory(count: int, folder: Path) -> Found:
     """A driver that opens the study of the folder, and runs so many trials more; MB at its peak."""
     before = rows(folder, "trials")
     _extend("trivial", before + count, folder)
+    if rows(folder, "trials") != before + count:
+        raise RuntimeError(f"the driver ran {rows(folder, 'trials') - before} of {count} trials")
     return {"peak": peak(), "held": before}
 
 

@@ -55,7 +55,13 @@ def inserted(page: str, said: Mapping[str, Any]) -> str:
 def lines(said: Mapping[str, Any]) -> str:
     """The machine, and a row for each work: what every side did, and each figure that it was held against."""
     results = [_result(one) for one in said["results"]]
-    rows = [f"On {machine.in_words(said['machine'])}; Optuna with `n_jobs=1`, medians:", ""]
+    loads = [result.load for result in results if result.load is not None]
+    load = (
+        f"the load was {min(loads):.1f} to {max(loads):.1f} before each work"
+        if loads
+        else "the load is not known"
+    )
+    rows = [f"On {machine.in_words(said['machine'])}; Optuna with `n_jobs=1`; medians; {load}:", ""]
     rows += [
         f"| work | {' | '.join(NAMES.values())} | reached, to reach |",
         "| --- |" + " --- |" * (len(NAMES) + 1),

@@ -192,7 +192,9 @@ def measure_first_line(bench: Bench) -> list[Result]:
 def measure_simulation(bench: Bench) -> list[Result]:
     """Once: it takes a minute."""
     found = bench.work("tuner", "simulation", bench.sizes.simulated)
-    details = f"{found['epochs']:,.0f} steps, {found['peak']:,.0f} MB at its peak"
+    details = (
+        f"{found['cpu']:.1f} s of CPU; {found['epochs']:,.0f} steps, {found['peak']:,.0f} MB at its peak"
+    )
     return [bench.judge("simulation", [found["seconds"]], details)]
 
 
@@ -241,6 +243,8 @@ MEASURES: Mapping[str, Callable[[Bench], list[Result]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the arguments ask for, print the table, and give the exit code."""
     options = _parser().parse_args(arguments)
+    if options.quick and options.keep:
+        _parser().error("--keep: what --quick measures is too little to keep; leave one of them out")
     sizes = QUICK if options.quick else FULL
     if options.rounds:
         sizes = dataclasses.replace(sizes, rounds=options.rounds, starts=options.rounds)
@@ -255,16 +259,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             load = os.getloadavg()[0]
             console.print(f"[bold]{key}[/bold]: load {load:.1f}", highlight=False)
             began = time.perf_counter()
-            for result in MEASURES[key](bench):
-                results.append(dataclasses.replace(result, load=round(load, 2)))
+            found = [dataclasses.replace(result, load=round(load, 2)) for result in MEASURES[key](bench)]
+            results += found
+            if options.keep:
+                readme.keep(found)
+            for result in found:
                 console.print(
                     f"  {result.figure.key}: {reached(result)} {result.figure.unit}", highlight=False
                 )
             console.print(f"  measured in {time.perf_counter() - began:.0f} s", highlight=False)
-    code = conclude(console, table("What a study costs", results), results, options.json, judged=sizes.judged)
-    if options.keep:
-        readme.keep(results)
-    return code
+    made = table("What a study costs", results)
+    return conclude(console, made, results, options.json, judged=sizes.judged)
 
 
 def _printer(console: Console) -> Callable[[str], object]:
