@@ -68,17 +68,23 @@ def lines(said: Mapping[str, Any]) -> str:
     ]
     for work, group in itertools.groupby(results, key=lambda result: result.figure.work):
         same = list(group)
-        sides = [same[0].sides.get(side, "") for side in NAMES.values()]
+        alone = {"Tuner": _middle(same[0])}  # where nobody else does it
+        sides = [(same[0].sides or alone).get(side, "") for side in NAMES.values()]
         rows.append(f"| {work} | {' | '.join(sides)} | {'<br>'.join(map(_verdict, same))} |")
     return "\n".join(rows) + "\n"
 
 
 def _verdict(result: Result) -> str:
     """As in ``31.0 times Optuna (≥ 11) ✓``."""
-    figure, (middle, _, _) = result.figure, reached(result).partition(" (")
+    figure = result.figure
     mark = {True: " ✓", False: " ✗", None: ""}[result.passed]
     aim = f" ({'≥' if figure.is_floor else '≤'} {figure.goal:g})" if figure.goal is not None else ""
-    return f"{middle} {figure.unit}".rstrip() + aim + mark
+    return _middle(result) + aim + mark
+
+
+def _middle(result: Result) -> str:
+    """The median with its unit."""
+    return f"{reached(result).partition(' (')[0]} {result.figure.unit}".rstrip()
 
 
 def _result(one: Mapping[str, Any]) -> Result:
