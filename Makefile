@@ -1,5 +1,5 @@
-# make demo | test | test-gpu | test-integrations | lint | docs | chaos | bench-store | bench-samplers |
-# bench-train | bench-dashboard: each installs what is missing, and nothing again the second time.
+# make demo | test | test-gpu | test-integrations | lint | docs | chaos | bench | bench-store |
+# bench-samplers | bench-train | bench-dashboard: each installs what is missing, and nothing again the second time.
 VENV := .venv
 BIN := $(VENV)/bin
 # The pinned torch has wheels for these; the first that is there is taken.
@@ -8,7 +8,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 PROGRAMS := pyspark==4.3.0 scikit-learn tensorflow==2.21.0 tf-keras==2.21.0 tensorboard
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu test-integrations lint format docs chaos bench-store bench-samplers bench-train bench-dashboard install install-dev install-docs install-frameworks install-peers install-programs clean
+.PHONY: demo test test-gpu test-integrations lint format docs chaos bench bench-store bench-samplers bench-train bench-dashboard install install-dev install-docs install-frameworks install-peers install-programs clean
 
 demo: install
 	$(BIN)/python -m objectives.demo
@@ -45,6 +45,11 @@ docs: install-docs
 chaos: install-peers
 	$(BIN)/python -m pytest -m "chaos or fault" -o timeout=3600 $(ARGS)
 	TUNER_EXAMPLES=40 $(BIN)/python -m pytest -o timeout=1800 tests/test_store_machine.py
+
+# Half an hour: whole studies on Tuner, Optuna and Ray Tune in turn, and the figures to reach; nothing else should
+# run meanwhile. ARGS="--quick" for a look, ARGS="--keep" for the README's table.
+bench: install-peers
+	$(BIN)/python -m tests.benchmarks.tuning $(ARGS)
 
 # Some minutes: the store against Optuna's, and the figures to reach; ARGS="--quick" for a look.
 bench-store: install-dev

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from pathlib import Path
 
 import optuna
 import ray  # noqa: F401  what a driver has imported counts
 
 import tuner.optimize  # noqa: F401
 from tests.benchmarks.sides import ours
+from tests.benchmarks.workplace import peak
 from tests.benchmarks.works import asks
 
 __all__ = ["main"]
@@ -28,26 +28,18 @@ def main(url: str) -> None:
         found = opened.study.get_trials(deepcopy=False)
         asks(5)(opened.study)
         opened.flush()
-        peak = _peak()
+        most = peak()
         curves = [trial.intermediate_values for trial in found]
         print(
             json.dumps(
                 {
-                    "peak": peak,
+                    "peak": most,
                     "trials": len(curves),
                     "reports": sum(map(len, curves)),
                     "sum": math.fsum(value for curve in curves for value in curve.values()),
                 }
             )
         )
-
-
-def _peak() -> float:
-    """The greatest resident size in MB; ``getrusage`` would count the parent's from before the exec."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError("/proc/self/status has no VmHWM")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -14,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.benchmarks import trainings
+from tests.benchmarks.alone import alone
 from tuner import objective
 from tuner.assignment import Assignment
 from tuner.dispatch.ray_cluster import RayExecutor
 from tuner.messages import Ended, Envelope, Message, Released
 from tuner.outcome import Reason
-from tuner.processes import sweep
 from tuner.resources import Resources
 
 __all__ = ["RANKS", "STAGES", "measure", "measure_ray_tune", "medians", "stages"]
@@ -151,23 +149,9 @@ def measure_ray_tune(count: int, folder: Path) -> list[float]:
     """
     (folder / "peer.py").write_text(_RAY_TUNE)
     notes = folder / "notes"
-    mark = f"bench-peer-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True) as session:
-        environment = {**os.environ, "TUNER_BENCH_PEER": mark, "RAY_TMPDIR": session, "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(
-                [sys.executable, "peer.py", str(notes), str(count + 1), str(RANKS)],
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
-        finally:
-            sweep(mark, "TUNER_BENCH_PEER", seconds=10)
-    if done.returncode:
-        raise RuntimeError(f"Ray Tune failed\n{done.stderr[-2000:]}")
+        environment = {"RAY_TMPDIR": session, "OMP_NUM_THREADS": "1"}
+        alone(["peer.py", str(notes), str(count + 1), str(RANKS)], folder, seconds=300, env=environment)
     said = [json.loads(line) for line in notes.read_text().splitlines()]
     begun, lines = ([at for name, at in said if name == which] for which in ("start", "first line"))
     return [1000 * (line - begin) for begin, line in zip(begun, lines, strict=True)][1:]

@@ -7,11 +7,9 @@ missed. Nothing else should run on the machine meanwhile: the load is printed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,30 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from tests.benchmarks import starts, trainings
-from tests.benchmarks.ratios import Spread, spread
+from tests.benchmarks.alone import alone
+from tests.benchmarks.goals import Figure, Result, judge, table
 from tests.benchmarks.verdict import conclude
 
-__all__ = ["FIGURES", "FULL", "MEASURES", "QUICK", "Figure", "Result", "Sizes", "main", "table"]
+__all__ = ["FIGURES", "FULL", "MEASURES", "QUICK", "Sizes", "main"]
 
 WIDTH = 140
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One row of the table; ``goal`` in ``unit``, at least where ``is_floor``, else at most."""
-
-    key: str
-    work: str
-    goal: float
-    unit: str
-    is_floor: bool = False
-
-    def reached(self, value: float) -> bool:
-        """Whether a measured value is as good as the figure, or better."""
-        return value >= self.goal if self.is_floor else value <= self.goal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +72,8 @@ FIGURES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What one row reached; ``passed`` is None where there was too little work to judge by."""
-
-    figure: Figure
-    reached: Spread
-    details: str
-    passed: bool | None
-
-
 def _result(key: str, sizes: Sizes, values: Sequence[float], details: str) -> Result:
-    figure, reached = FIGURES[key], spread(values)
-    passed = figure.reached(reached.median) if sizes.judged else None
-    return Result(figure=figure, reached=reached, details=details, passed=passed)
+    return judge(FIGURES[key], values, details, judged=sizes.judged)
 
 
 def measure_starts(sizes: Sizes, folder: Path) -> list[Result]:
@@ -171,15 +142,13 @@ def _under_tuner(name: str, result: Path, seconds: float, database: Path, ranks:
 
 def _run(arguments: Sequence[str], result: Path, seconds: float) -> None:
     environment = {
-        **os.environ,
         "OMP_NUM_THREADS": "1",  # as a shell gives a rank of half a core
         "TUNER_BENCH_RESULT": str(result),
         "TUNER_BENCH_SECONDS": str(seconds),
     }
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    if done.returncode or not Path(f"{result}.0").exists():
-        raise RuntimeError(f"{result.name}: the training failed\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    said = alone(arguments, result.parent, seconds=300, env=environment)
+    if not Path(f"{result}.0").exists():
+        raise RuntimeError(f"{result.name}: the training left no result\n{said[-2000:]}")
 
 
 def _read(result: Path) -> Mapping[str, Any]:
@@ -201,25 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{key}: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         with tempfile.TemporaryDirectory(prefix="tuner-bench-") as folder:
             results += MEASURES[key](sizes, Path(folder))
-    return conclude(console, table(results), results, options.json, judged=sizes.judged)
-
-
-def table(results: Sequence[Result]) -> Table:
-    """Figure and measurement of each row."""
-    made = Table(title="What Tuner costs a training: median (lowest to highest)")
-    for name in ("work", "to reach", "reached", "", "measured"):
-        made.add_column(name, justify="right" if name in ("to reach", "reached") else "left")
-    for result in results:
-        figure, digits = result.figure, 1 if result.figure.unit == "ms" else 3
-        median, low, high = (f"{part:.{digits}f}" for part in dataclasses.astuple(result.reached))
-        made.add_row(
-            figure.work,
-            f"{'≥' if figure.is_floor else '≤'} {figure.goal:g} {figure.unit}",
-            f"{median} ({low} to {high})",
-            {True: "[green]✓[/green]", False: "[red]✗ missed[/red]", None: "-"}[result.passed],
-            result.details,
-        )
-    return made
+    made = table("What Tuner costs a training", results)
+    return conclude(console, made, results, options.json, judged=sizes.judged)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks import machine
+
 __all__ = ["conclude"]
 
 
@@ -21,13 +23,14 @@ def conclude(
 
     Args:
         results: dataclasses whose ``passed`` is None where there was too little work to judge by.
-        file: for the results as JSON; None for none.
+        file: for the machine and the results as JSON; None for none.
         judged: there was enough work.
     """
     console.print(table)
     if file:
         values = [dataclasses.asdict(result) for result in results]
-        Path(file).write_text(json.dumps(values, indent=2) + "\n")
+        said = {"machine": machine.described(), "results": values}
+        Path(file).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n")
     missed = [result for result in results if result.passed is False]
     if not judged:
         console.print("--quick: too little work to judge by; leave it out for the figures")
