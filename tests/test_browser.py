@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
+import optuna
 import pytest
 
 from tests.benchmarks.browser import FLAGS
@@ -15,12 +17,18 @@ from tests.dashboard_server import served
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a dashboard on a filled database."""
-    url = f"sqlite:///{tmp_path}/tuner.db"
+    folder = tmp_path_factory.mktemp("dashboard")
+    url = f"sqlite:///{folder}/tuner.db"
     fill(url)
-    with served(url, tmp_path) as found:
+    long = optuna.create_study(study_name="long", storage=url)
+    space = {"x": optuna.distributions.FloatDistribution(0, 60)}
+    long.add_trials(
+        [optuna.create_trial(value=float(x), params={"x": x}, distributions=space) for x in range(60)]
+    )
+    with served(url, folder) as found:
         yield found
 
 
@@ -73,3 +81,29 @@ def test_a_person_finds_out_why_a_trial_failed(chromium: str, address: str) -> N
         assert page.locator("h1 script, h1 strong, h1 a[href='b']").count() == 0
         browser.close()
     assert outside == []
+
+
+def test_the_csv_button_gives_all_trials_as_they_are_filtered_and_sorted(chromium: str, address: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+        page.set_default_timeout(30_000)
+
+        def asked(query: str, button: str) -> tuple[str, list[dict[str, str]]]:
+            page.goto(f"{address}/trials?{query}")
+            page.wait_for_selector("[data-testid=stDataFrame] canvas")
+            with page.expect_download() as download:
+                page.get_by_role("button", name=button, exact=True).click()
+            text = download.value.path().read_text()
+            return download.value.suggested_filename, list(csv.DictReader(io.StringIO(text)))
+
+        name, rows = asked("study=long&sort=value&page=2", "CSV of 60 trials")
+        assert name == "long.csv"
+        assert [int(row["number"]) for row in rows] == list(range(59, -1, -1)), "those of both pages"
+        assert [float(row["params_x"]) for row in rows] == [float(row["value"]) for row in rows]
+        name, rows = asked("study=main&state=FAIL,PRUNED&where=number>0&order=asc", "CSV of 2 trials")
+        assert [(row["number"], row["state"]) for row in rows] == [("3", "FAIL"), ("5", "PRUNED")]
+        assert rows[0]["reason"] == "exception"
+        browser.close()
