@@ -24,7 +24,7 @@ test-gpu: install-dev
 
 # Objectives and programs for other frameworks, as their users write them, and what other systems show of a
 # study in Chromium; some minutes to install these.
-test-integrations: install-frameworks install-programs $(VENV)/.installed-mlflow
+test-integrations: install-frameworks install-programs $(VENV)/.installed-mlflow $(VENV)/.installed-prometheus
 	$(BIN)/python -m pytest -m integration $(ARGS)
 
 lint: install-dev
@@ -117,6 +117,13 @@ $(VENV)-programs/.installed: Makefile
 $(VENV)/.installed-mlflow: $(VENV)/.installed-dev
 	test -x $(VENV)/mlflow/bin/python || $(PYTHON) -m venv $(VENV)/mlflow
 	$(VENV)/mlflow/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3,<4'
+	@touch $@
+
+# Debian's package, unpacked and no more: installed it would start a server.
+$(VENV)/.installed-prometheus: $(VENV)/.installed-dev
+	@mkdir -p $(VENV)/prometheus && cd $(VENV)/prometheus && \
+		{ apt-get download prometheus || apt-get update -qq && apt-get download prometheus; } >/dev/null 2>&1 && \
+		dpkg -x prometheus_*.deb . && rm prometheus_*.deb || echo "no Prometheus: its test will be skipped"
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
