@@ -362,6 +362,10 @@ def test_what_the_file_imports_can_be_imported_ahead(write: Write) -> None:
         ("from importlib import import_module", True),
         ("found = __import__('torch')", True),
         ("import plain_helper", False),
+        ("import numpy\ndef objective(trial):\n    trial.report(1.0, 0)", False),
+        ("import numpy\ndef objective(trial):\n    trial.save_checkpoint({}, 0)", True),
+        ("def objective(trial):\n    return trial.device", True),
+        ("import saving_helper", True),
         ("import torch_helper", True),
         ("from torch_helper import net", True),
         ("from .torch_helper import net", True),
@@ -378,6 +382,7 @@ def test_whether_an_objective_may_use_torch_is_seen_without_running_it(
     write: Write, text: str, may: bool
 ) -> None:
     write("import math\nimport plain_helper", "plain_helper.py")
+    write("def saved(trial): return trial.load_checkpoint()", "saving_helper.py")
     write("import plain_helper\ndef net():\n    from torch import nn", "torch_helper.py")
     write("import torch", "profile.py")  # it stands before that of the standard library
     assert may_use_torch(str(write(text))) is may

@@ -20,22 +20,12 @@ TORCH = "torch"
 _LEFT_OUT = {"ray", "streamlit", "__future__", *OWN_PACKAGES, *sys.stdlib_module_names}
 _WITHOUT_TORCH = {
     *("catboost", "joblib", "lightgbm", "matplotlib", "numpy", "optuna", "pandas", "PIL", "polars", "psutil"),
-    *(
-        "pyarrow",
-        "ray",
-        "requests",
-        "scipy",
-        "sklearn",
-        "statsmodels",
-        "tensorflow",
-        "tqdm",
-        "xgboost",
-        "yaml",
-    ),
-    *("__future__", *sys.stdlib_module_names),
+    *("pyarrow", "ray", "requests", "scipy", "sklearn", "statsmodels", "tensorflow", "tqdm", "xgboost"),
+    *("yaml", *sys.stdlib_module_names),
 } - {"importlib"}  # whose import_module may bring anything
 _OURS = ("dashboard", "storage", "tuner")
 _WITH_TORCH = ("tuner.torch.", "tuner.lightning.")
+_MEMBERS_WITH_TORCH = {"device", "load_checkpoint", "save_checkpoint"}  # of a trial
 _FILES = 200  # files of the user's that are read
 
 
@@ -56,7 +46,8 @@ def imports(file: str) -> tuple[str, ...]:
 
 
 def may_use_torch(file: str) -> bool:
-    """Whether anything that the file imports, anywhere in it or in other files of the user's, may be torch.
+    """Whether anything that the file imports, anywhere in it or in other files of the user's, may be torch,
+    or it asks a trial for what takes torch: its device, its checkpoints.
 
     Installed modules count as if they did, apart from some that are known not to.
     """
@@ -71,6 +62,8 @@ def may_use_torch(file: str) -> bool:
             return True
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id == "__import__":
+                return True
+            if isinstance(node, ast.Attribute) and node.attr in _MEMBERS_WITH_TORCH:
                 return True
             for name in _named(node, path):
                 if f"{name}.".startswith(_WITH_TORCH):
