@@ -347,6 +347,8 @@ def test_what_the_file_imports_can_be_imported_ahead(write: Write) -> None:
     )
     assert imports(str(file)) == ("numpy", "torch.nn", "sklearn.datasets")
     assert imports(str(file.parent / "none.py")) == ()
+    later = "import os, numpy\nSIZE = len(os.sep)\nos.environ['KERAS_BACKEND'] = 'jax'\nimport pandas"
+    assert imports(str(write(later))) == ("numpy",)
     assert imports(str(write("def f(:"))) == ()
 
 

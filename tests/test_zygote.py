@@ -383,3 +383,18 @@ def test_a_shell_imports_neither_torch_nor_optuna() -> None:
     code = "import sys, tuner.dispatch.shell; print({'ray', 'torch', 'optuna'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_a_package_that_cannot_be_imported_ahead_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "halfway").mkdir()
+    wanted = "from halfway import part\nif 'BACKEND' not in __import__('os').environ: raise ImportError\n"
+    (tmp_path / "halfway" / "__init__.py").write_text(wanted + "import beside_halfway\n")
+    (tmp_path / "halfway" / "part.py").write_text("import beside_halfway")
+    (tmp_path / "beside_halfway.py").write_text("")
+    code = "import sys; from tuner.dispatch.zygote import _import; _import('halfway')\n"
+    code += "print(sorted(name for name in sys.modules if 'halfway' in name))"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['beside_halfway']\n"  # whole; a package of C cannot be begun a second time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import itertools
 import os
 import sys
 import warnings
@@ -33,12 +34,14 @@ def imports(file: str) -> tuple[str, ...]:
     """Installed modules for a zygote to import once, before it forks the objective's processes: those that
     the file imports at its top, and torch if :func:`may_use_torch`.
 
-    A fork of a process that holds torch takes three times as long, and imports of it seconds.
+    A fork of a process that holds torch takes three times as long, and imports of it seconds. What the file
+    imports after it has changed its environment may depend on that, as Keras does: that is left to attempts.
     """
     tree = _parsed(file)
     if tree is None:
         return ()
-    found = [name for node in tree.body for name in _named(node, "") if _is_installed(name)]
+    before = itertools.takewhile(lambda node: not _sets_environment(node), tree.body)
+    found = [name for node in before for name in _named(node, "") if _is_installed(name)]
     names = dict.fromkeys(found)
     if not any(_top(name) == TORCH for name in names) and may_use_torch(file):
         names[TORCH] = None
@@ -105,6 +108,13 @@ def _named(node: ast.AST, file: str) -> Iterator[str]:
         folder = folders[min(node.level, len(folders)) - 1]
         package = "/".join((str(folder), *(node.module.split(".") if node.module else ())))
         yield from (package, *(f"{package}/{alias.name}" for alias in node.names))
+
+
+def _sets_environment(node: ast.stmt) -> bool:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom):
+        return False
+    named = (getattr(one, "attr", getattr(one, "id", None)) for one in ast.walk(node))
+    return any(name in ("environ", "putenv", "load_dotenv") for name in named)
 
 
 def _top(name: str) -> str:

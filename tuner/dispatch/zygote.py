@@ -89,8 +89,7 @@ def main() -> None:
         # first, and with what a process's first optimiser imports: 1.4 s for each rank
         preload = ["torch", *preload, "torch._dynamo"]
     for name in preload:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
+        _import(name)
     seed_everything(0)  # a rehearsal: torch's first seed reads source files, 3 ms in each rank
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
@@ -108,6 +107,18 @@ def main() -> None:
     _end_children()
     working_folder.remove(sys.argv[2])
     shared_folder.sweep()  # the last shell of a node may have been killed
+
+
+def _import(name: str) -> None:
+    """Import a module; of one that cannot be, no half of its package stays for an attempt to stumble on."""
+    before = set(sys.modules)
+    try:
+        importlib.import_module(name)
+    except Exception:
+        package = name.partition(".")[0]
+        for left in sys.modules.keys() - before:
+            if left.partition(".")[0] == package:
+                del sys.modules[left]
 
 
 def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
