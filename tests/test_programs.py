@@ -13,7 +13,7 @@ import tuner
 from tests.test_command_ray import HOME, documented
 from tuner.cli import main
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(autouse=True)
