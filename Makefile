@@ -23,7 +23,7 @@ test-gpu: install-dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 # Objectives and programs for other frameworks, as their users write them, and what other systems show of a
-# study in Chromium; some minutes to install these.
+# study, in Chromium or by Prometheus; some minutes to install these. docs/integrations.md has what was seen.
 test-integrations: install-frameworks install-programs $(VENV)/.installed-mlflow $(VENV)/.installed-prometheus
 	$(BIN)/python -m pytest -m integration $(ARGS)
 

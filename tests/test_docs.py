@@ -72,3 +72,27 @@ def test_the_commands_of_the_pages_are_there() -> None:
     }
     assert named
     assert named <= set(_COMMANDS)
+
+
+PINNED = {
+    "PyTorch": "torch",
+    "XGBoost": "xgboost-cpu",
+    "Lightning": "pytorch-lightning",
+    "MLflow": "mlflow-skinny",
+}
+PINNED |= {"Weights & Biases": "wandb", "Spark": "pyspark", "torchrun": "torch", "Ray jobs": "ray"}
+
+
+def test_the_versions_that_other_systems_were_run_with_are_the_pinned_ones() -> None:
+    pins = (HOME / "constraints.txt").read_text() + (HOME / "Makefile").read_text()
+    versions = dict(re.findall(r"([\w-]+)==([\w.]+)", pins))
+    rows = re.findall(
+        r"^\| ([^|]+?)\*? \| ([\d.]+)[^|]*\|", (HOME / "docs/integrations.md").read_text(), re.MULTILINE
+    )
+    checked = set()
+    for system, version in rows:
+        name = PINNED.get(system, system.split(" and ")[0].lower())
+        if name in versions:
+            assert version == versions[name], system
+            checked.add(system)
+    assert {system for system, _ in rows} - checked == {"Prometheus", "KubeRay"}
