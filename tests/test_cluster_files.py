@@ -175,6 +175,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(900)
 def test_the_script_trains_and_goes_on_after_it_was_queued_again(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:

@@ -23,7 +23,8 @@ from storage.views import StudyDetail, TrialDetail
 from tests.chaos.cluster import StandingRay, standing_ray
 from tuner.processes import is_gone
 
-pytestmark = pytest.mark.integration  # the job server has many packages, and starts with every Ray
+# The job server has many packages, and starts with every Ray: minutes, on a busy machine.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[1]
 

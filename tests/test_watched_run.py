@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import tuner
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 BOARD = ROOT / "docs" / "grafana" / "tuner.json"
