@@ -53,7 +53,6 @@ FLUSH_EVERY = 0.25  # seconds: reports are durable within half a second
 REFRESH_EVERY = 0.5  # seconds between looks at what other programs did
 GIVE_UP = 600.0  # seconds without a database and without a running trial
 SAY_WAIT = 15.0  # seconds that all wait for resources before we say so
-AHEAD = 2  # trials for each place that are claimed and sent ahead, where these are short
 LOGGED = 10  # failures of a class that are logged, each in a line
 
 
@@ -378,22 +377,25 @@ class Driver:
             claiming=self._claiming,
             enqueued=states[TrialState.WAITING],
             slots=slots,
-            ahead=AHEAD * slots if self._is_ahead(slots) else 0,
+            ahead=self._ahead_of(slots),
             draining=bool(self._draining),
             paused=self._commands.orders.paused,
         )
 
     def _slots(self) -> int:
-        most, there = self._most, self._executor.slots() - self._executor.queued()
+        most, there = self._most, self._executor.slots() - (self._executor.queued() or 0)
         return there if most is None else min(most, there)
 
-    def _is_ahead(self, slots: int) -> bool:
-        """Whether trials are claimed and sent before there is a place for them: where they are so short that
+    def _ahead_of(self, slots: int) -> int:
+        """How many trials are claimed and sent before there is a place for them: where they are so short that
         a place would wait for each, and it makes no difference to the sampler.
         """
-        full = self._executor.slots() - self._executor.queued() <= slots  # else they had one at once
-        alike = not callable(self._settings.resources)
-        return slots > 1 and full and alike and self._pace.is_short and samplers.is_blind(self._study.sampler)
+        queued, alike = self._executor.queued(), not callable(self._settings.resources)
+        if queued is None or self._executor.slots() - queued > slots:
+            return 0  # they would be begun at once
+        if slots > 1 and alike and samplers.is_blind(self._study.sampler):
+            return self._pace.ahead * slots
+        return 0
 
     @property
     def _most(self) -> int | None:
@@ -484,6 +486,7 @@ class Driver:
                 running.ranks = len(ranks)
                 running.devices = frozenset(f"{one.host}/{gpu}" for one in ranks for gpu in one.devices)
                 running.began = running.reported = time.monotonic()
+                self._without_place = None
             case Output(text=text):
                 self._attempts.follow(running, text)
             case Question() as question:

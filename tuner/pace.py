@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Pace"]
 
-SHORT = 0.2  # seconds
+SHORT, SHORTEST = 2.0, 0.2  # seconds
 _WEIGHT = 0.2  # of the trial that ended last
 
 
@@ -13,11 +13,11 @@ class Pace:
 
     Example:
         >>> pace = Pace()
-        >>> pace.is_short
-        False
-        >>> pace.add(0.01)
-        >>> pace.is_short
-        True
+        >>> pace.ahead
+        0
+        >>> pace.add(1.0)
+        >>> pace.ahead
+        1
     """
 
     def __init__(self) -> None:
@@ -29,6 +29,10 @@ class Pace:
         self._average = before + _WEIGHT * (seconds - before)
 
     @property
-    def is_short(self) -> bool:
-        """Whether trials are so short that what lies between two of them counts."""
-        return self._average is not None and self._average < SHORT
+    def ahead(self) -> int:
+        """Trials for each place that had better be ready before there is room for them: the shorter trials
+        are, the more does what lies between two of them count.
+        """
+        if self._average is None or self._average >= SHORT:
+            return 0
+        return 1 if self._average >= SHORTEST else 2

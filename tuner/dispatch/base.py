@@ -88,9 +88,11 @@ class Executor(ABC):
         """
         return 1
 
-    def queued(self) -> int:
-        """Attempts that are here and have no place yet; each gets one as soon as another attempt leaves."""
-        return 0
+    def queued(self) -> int | None:
+        """Attempts that are here and have no place yet; each gets one as soon as another attempt leaves.
+        None: it takes no more than :meth:`slots`.
+        """
+        return None
 
     def adopt(self, wanted: Callable[[Assignment], bool]) -> list[Adopted]:
         """Take over what a driver of the same study has left on the cluster, and end the rest of it.

@@ -204,7 +204,8 @@ class Shell:
             StaleEpoch: the caller was taken over.
         """
         self._check(assignment.epoch)
-        self._collect()  # again: another rank of the attempt before may have outlived this one's
+        if self._place.world_size > 1:
+            self._collect()  # again: another rank of the attempt before may have outlived this one's
         child = self._nursery.prepare()
         with self._changed:
             self._outbox = Outbox()

@@ -97,6 +97,8 @@ def collect(folder: str, home: str, study: str, number: int, linked: str = "") -
         places.append((above, os.path.dirname(linked), kept / _ABOVE))
     found = []
     for place, origin, goal in places:
+        if (now := _stamps(place)) is not None and _clean.get(place) == now:
+            continue
         for entry in _entries(place):
             path = Path(entry.path)
             if entry.path == folder or _is_ours(entry, origin):
@@ -104,6 +106,7 @@ def collect(folder: str, home: str, study: str, number: int, linked: str = "") -
             if os.path.isdir(home):
                 found += _move(path, goal / entry.name)
             _remove(path)
+        _clean[place] = _stamps(place)
     return found
 
 
@@ -141,6 +144,10 @@ _linked: dict[tuple[str, str], tuple[int, ...] | None] = {}
 """When folders had last changed that a process has linked: one that is kept for the next trial need not
 look again.
 """
+
+
+_clean: dict[str, tuple[int, ...] | None] = {}
+"""When folders had last changed in which a shell has found nothing but links."""
 
 
 def _stamps(*folders: str) -> tuple[int, ...] | None:
