@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -248,7 +249,12 @@ def test_importing_tuner_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("entry", ["tuner.cli", "tuner.optimize"])
+def test_no_module_takes_the_place_of_a_public_name() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(tuner.__path__)}
+    assert not modules & {*tuner.__all__} - {"exporters"}
+
+
+@pytest.mark.parametrize("entry", ["tuner.cli", "tuner.optimization"])
 def test_the_driver_imports_ray_torch_and_streamlit_only_when_it_needs_them(entry: str) -> None:
     code = f"import sys, {entry}; print([n for n in ('ray', 'streamlit', 'torch') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")

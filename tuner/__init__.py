@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         TunerError,
     )
     from tuner.figures import plot
-    from tuner.optimize import optimize, resume
+    from tuner.optimization import optimize, resume
     from tuner.program import Program
     from tuner.recipe import Recipe
     from tuner.resources import Resources
@@ -92,7 +92,7 @@ __all__ = [
 _HOMES = {
     "tuner.checkpoint": ("Checkpoint", "load_checkpoint"),
     "tuner.figures": ("plot",),
-    "tuner.optimize": ("optimize", "resume"),
+    "tuner.optimization": ("optimize", "resume"),
     "tuner.program": ("Program",),
     "tuner.recipe": ("Recipe",),
     "tuner.resources": ("Resources",),

@@ -13,7 +13,7 @@ import sys
 import optuna
 import ray  # noqa: F401  what a driver has imported counts
 
-import tuner.optimize  # noqa: F401
+import tuner.optimization  # noqa: F401
 from tests.benchmarks.sides import ours
 from tests.benchmarks.workplace import peak
 from tests.benchmarks.works import asks

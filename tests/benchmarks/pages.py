@@ -264,13 +264,16 @@ def memory(url: str, sizes: Sizes) -> list[Result]:
 
 
 def crowd(url: str, sizes: Sizes) -> list[Result]:
-    """Ten viewers while a driver works on the same database: what it loses, and what they wait."""
+    """Ten viewers while a driver works on the same database: what it loses, and what they wait.
+
+    Their browsers are on this machine, which those of people are not: they get the time that is left.
+    """
     from playwright.sync_api import sync_playwright
 
     shares: list[float] = []
     waits: list[float] = []
     with sync_playwright() as playwright, serving(url) as address, contextlib.ExitStack() as stack:
-        people = [stack.enter_context(viewer(playwright)) for _ in range(CROWD)]
+        people = [stack.enter_context(viewer(playwright, elsewhere=True)) for _ in range(CROWD)]
         for _ in range(sizes.times):
             for person in people:
                 person.page.goto("about:blank")

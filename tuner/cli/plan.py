@@ -106,7 +106,7 @@ def _rehearse(plan: _Plan, database: str, *, as_json: bool) -> int:
     from tuner import objective
     from tuner.cli.plan_table import print_found
     from tuner.cli.printing import print_json
-    from tuner.optimize import make_executor
+    from tuner.optimization import make_executor
     from tuner.rehearsal import Rehearsal
     from tuner.resources import alternatives
     from tuner.solo import Solo
@@ -223,7 +223,7 @@ def _assignment(
 
     from tuner import samplers
     from tuner.assignment import Assignment
-    from tuner.optimize import environment
+    from tuner.optimization import environment
     from tuner.rehearsal import metered
     from tuner.resources import alternatives
     from tuner.seeds import trial_seed

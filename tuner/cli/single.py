@@ -59,7 +59,7 @@ def run_one(target: str | Recipe, storage: str | None, given: Mapping[str, Any])
     """
     from tuner import objective
     from tuner.assignment import Assignment
-    from tuner.optimize import environment, make_executor
+    from tuner.optimization import environment, make_executor
     from tuner.resources import alternatives
     from tuner.seeds import trial_seed
     from tuner.settings import Settings
