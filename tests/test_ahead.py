@@ -92,7 +92,8 @@ def test_a_parameter_that_is_drawn_ahead_is_what_the_trial_would_have_got(
         return [trial.params for trial in study.trials]
 
     ahead = run("ahead")
-    monkeypatch.setattr(samplers, "draws_alone", lambda given: False)
+    for name in ("draws_alone", "is_blind"):
+        monkeypatch.setattr(samplers, name, lambda given: False)
     assert ahead == run("asked")
     assert {*ahead[1]} == {"x", "y", "kind"}, "a parameter that was not suggested is not the trial's"
 

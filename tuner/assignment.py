@@ -77,6 +77,8 @@ class Assignment:
         fixed: parameters of an enqueued trial: name to plain value.
         relative: the sampler's joint draw, made before dispatch.
         ahead: parameters that the trial will probably suggest, drawn as if it had asked for them.
+        study_seed: of the study where its sampler is a RandomSampler, whose draws follow from it, the trial's
+            number and the parameter's name: the rank makes them itself; else None.
         user_attrs, system_attrs, reports: what earlier attempts left, up to the checkpoint; constraints are
             system attributes, and what the sampler noted is among them.
         checkpoints: fsspec URI or folder of this trial; attempts are folders below it.
@@ -107,6 +109,7 @@ class Assignment:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     relative: Mapping[str, Draw] = field(default_factory=dict)
     ahead: Mapping[str, Draw] = field(default_factory=dict)
+    study_seed: int | None = None
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
     system_attrs: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[int, float] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial
 
+from tuner import samplers
 from tuner.alerts import Alerts
 from tuner.assignment import Assignment, Draw, ObjectiveRef
 from tuner.attempts import Due
@@ -97,6 +98,7 @@ def assignment(
         fixed=trial.system_attrs.get("fixed_params", {}),
         relative=draw,
         ahead=study.ahead(due.trial_id, draw),
+        study_seed=study.seed if samplers.is_blind(study.sampler) else None,
         user_attrs=dict(trial.user_attrs),
         system_attrs=dict(trial.system_attrs),
         reports=dict(trial.intermediate_values),

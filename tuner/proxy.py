@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner import frozen
+from tuner import frozen, samplers
 from tuner.assignment import Assignment, Draw
 from tuner.channel import Channel
 from tuner.messages import Call, Constraint, Param, Report, Sample, SystemAttr, UserAttr
@@ -88,12 +88,15 @@ class RankStorage:
 class _RankSampler:
     """Asks the driver for what did not travel with the trial."""
 
-    def __init__(self, channel: Channel, ahead: Mapping[str, Draw]) -> None:
+    def __init__(self, channel: Channel, assignment: Assignment) -> None:
         self._channel = channel
-        self._ahead = ahead
+        self._assignment = assignment
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: BaseDistribution) -> Any:
-        text, drawn = distribution_to_json(distribution), self._ahead.get(name)
+        seed = self._assignment.study_seed
+        if seed is not None:
+            return samplers.random_draw(seed, self._assignment.number, name, distribution)
+        text, drawn = distribution_to_json(distribution), self._assignment.ahead.get(name)
         if drawn is not None and drawn.distribution == text:
             value = drawn.value
         else:
@@ -108,7 +111,7 @@ class RankStudy:
         self.study_name = assignment.study
         self.directions = [StudyDirection[one.upper()] for one in assignment.directions]
         self.pruner = optuna.pruners.NopPruner()  # for Optuna's trial; the driver decides
-        self.sampler = _RankSampler(channel, assignment.ahead)
+        self.sampler = _RankSampler(channel, assignment)
         self._storage = storage
         self._channel = channel
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from tuner.errors import BadInput
+from tuner.seeds import derived_seed
 
 __all__ = [
     "PRUNERS",
@@ -29,6 +31,7 @@ __all__ = [
     "is_blind",
     "kept",
     "pruner",
+    "random_draw",
     "reseed",
     "resources",
     "sampler",
@@ -194,6 +197,13 @@ def draws_alone(given: BaseSampler) -> bool:
 def is_blind(given: BaseSampler) -> bool:
     """Whether a sampler looks at no other trial: what it draws is the same however early it is asked."""
     return type(given) is optuna.samplers.RandomSampler
+
+
+def random_draw(study_seed: int, number: int, name: str, distribution: BaseDistribution) -> Any:
+    """What a RandomSampler of the study draws for a parameter of a trial, wherever it is asked."""
+    drawing = optuna.samplers.RandomSampler()
+    reseed(drawing, derived_seed(study_seed, number, name))
+    return drawing.sample_independent(None, None, name, distribution)  # type: ignore[arg-type]
 
 
 def reseed(target: BaseSampler, seed: int) -> None:

@@ -113,8 +113,8 @@ class DrivenStudy(optuna.Study):
         Args:
             drawn: names that travel with it anyway.
         """
-        if not samplers.draws_alone(self.sampler):
-            return {}
+        if samplers.is_blind(self.sampler) or not samplers.draws_alone(self.sampler):
+            return {}  # of a blind one the rank draws itself
         trial = self.held.image.trial(trial_id)
         known = {*trial.params, *trial.system_attrs.get("fixed_params", ())}
         return {
