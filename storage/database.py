@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sqlite3
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -249,6 +250,9 @@ class Database:
         return engine
 
     def _check_schema(self, create: bool) -> None:
+        deadline = time.monotonic() + _BEING_MADE
+        while self._is_being_made() and time.monotonic() < deadline:
+            time.sleep(0.05)
         with self.read() as connection:
             tables = set(sa.inspect(connection).get_table_names())
             if "studies" in tables:
@@ -268,6 +272,13 @@ class Database:
         if create and (current is None or "studies" not in tables):
             self._create(optuna_too="studies" not in tables)
 
+    def _is_being_made(self) -> bool:
+        """Another program has just made Optuna's tables, and has yet to write their version."""
+        with self.read() as connection:
+            if not sa.inspect(connection).has_table("version_info"):
+                return False
+            return connection.execute(sa.text("SELECT schema_version FROM version_info")).first() is None
+
     def _create(self, optuna_too: bool) -> None:
         if self.is_sqlite:
             with self.engine.connect() as connection:
@@ -282,6 +293,9 @@ class Database:
             if not self.is_sqlite:  # two programs may start on an empty database at once
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463625)"))
             migrations.upgrade(connection)
+
+
+_BEING_MADE = 5.0  # seconds that another program may take between two steps of it
 
 
 def _was_ended(error: BaseException | None) -> bool:

@@ -27,6 +27,7 @@ from objectives.external import space, template
 from objectives.external.metrics import check_source, open_source
 from storage import Database, reads
 from storage.views import TrialDetail
+from tests.test_faults import wait_for
 from tuner import failures, program
 from tuner.cli import main
 from tuner.outcome import Reason
@@ -622,3 +623,19 @@ def test_checkpoints_that_are_no_folder_are_named(script: Script, sqlite_url: st
     tune(command(script("true")), sqlite_url, checkpoints="memory://somewhere")
     message = detail(sqlite_url).attempt_rows[0].message
     assert "trial.folder is a folder, but checkpoints='memory://somewhere" in message
+
+
+def test_a_program_of_an_inline_driver_that_is_killed_ends_too(tmp_path: Path) -> None:
+    script = tmp_path / "lasts.sh"
+    script.write_text("echo $$ > program\nsetsid sleep 777 &\necho $! > helper\nwait\n")
+    command_line = [sys.executable, "-m", "tuner", "run", "--executor", "inline", "--command", f"sh {script}"]
+    options = ["--study", "s", "--trials", "1", "--param", "x=float(0,1)", "--from-env"]
+    driver = subprocess.Popen([*command_line, *options], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (tmp_path / "helper").exists() or driver.poll() is not None, 60, "the program")
+        wait_for(lambda: bool((tmp_path / "helper").read_text().strip()), 10, "its helper")
+        left = [int((tmp_path / name).read_text()) for name in ("program", "helper")]
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_for(lambda: all(map(is_gone, left)), 30, "the end of all of it")

@@ -73,6 +73,25 @@ def test_another_schema_is_refused_and_nothing_is_written(tmp_path: Path, statem
     assert path.read_bytes() == (tmp_path / "before.db").read_bytes()
 
 
+def test_tables_that_another_program_is_just_making_are_waited_for(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Database(sqlite_url)
+    with made.write() as connection:
+        row = connection.execute(sa.text("SELECT * FROM version_info")).one()
+        connection.execute(sa.text("DELETE FROM version_info"))
+
+    def other(seconds: float) -> None:
+        with made.write() as connection:
+            connection.execute(
+                sa.text("INSERT INTO version_info VALUES (:a, :b, :c)"), dict(zip("abc", row, strict=True))
+            )
+
+    monkeypatch.setattr(database.time, "sleep", other)
+    Database(sqlite_url).dispose()
+    made.dispose()
+
+
 def test_a_database_of_plain_optuna_gets_our_tables_beside_its_own(url: str) -> None:
     if url.startswith("sqlite"):
         plain = optuna.storages.RDBStorage(url)

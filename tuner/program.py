@@ -7,8 +7,10 @@ ended too, wherever it moved to: a daemon of its own, a rank that a launcher put
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
+import functools
 import os
 import selectors
 import signal
@@ -22,8 +24,10 @@ from typing import IO
 
 from tuner import credentials
 from tuner.dispatch import memory
+from tuner.dispatch.reaper import Reaper
 from tuner.errors import ProgramFailed
 from tuner.outcome import Reason
+from tuner.processes import MARK as RUN
 from tuner.processes import kill_tree, marked, sweep
 
 __all__ = ["Program"]
@@ -33,6 +37,14 @@ _LOOK = 0.1  # seconds of silence after which the caller may look around
 _TAIL = 50  # lines of each stream that are kept for an error
 _LONGEST = 2**20  # bytes of a line; a longer one comes in parts
 _FATAL = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGINT", "SIGKILL", "SIGSEGV", "SIGTERM"})
+
+
+@functools.cache
+def _guarded() -> str:
+    """The mark of the programs of this process: should it be killed, a reaper ends whatever carries it."""
+    mark = uuid.uuid4().hex
+    atexit.register(Reaper(mark).dismiss)
+    return mark
 
 
 class Program:
@@ -73,6 +85,8 @@ class Program:
         given = os.environ if env is None else env
         self._env = credentials.without(given)
         self._env[MARK] = self._mark
+        if RUN not in os.environ:  # not on a rank, whose zygote ends what a killed one leaves
+            self._env[RUN] = _guarded()
         self._grace = grace
         self._deadline = float("inf")
         self._process: subprocess.Popen[bytes] | None = None
