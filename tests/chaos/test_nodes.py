@@ -35,7 +35,7 @@ def test_a_lost_node_costs_its_trial_a_retry_elsewhere_and_a_new_one_is_used_at_
     cluster: StandingRay, train: Train, tmp_path: Path, sqlite_url: str
 ) -> None:
     raylet = cluster.add_node()
-    driver = train("one", "--address", cluster.address, n=4)
+    driver = train("one", "--address", cluster.address, n=10)
     until(lambda: min(steps_done(tmp_path, 0), steps_done(tmp_path, 1)) >= 7 or not driver.alive)
     places = {number: place(sqlite_url, number) for number in (0, 1)}
     assert len(set(places.values())) == 2, "each node was to have one"
@@ -43,7 +43,7 @@ def test_a_lost_node_costs_its_trial_a_retry_elsewhere_and_a_new_one_is_used_at_
     until(lambda: "retry" in events(sqlite_url) or not driver.alive)
     again = cluster.add_node()
     assert driver.wait() == 0, driver.errors()
-    trials = details(sqlite_url, 4)
+    trials = details(sqlite_url, 10)
     reasons = {trial.number: [row.reason for row in trial.attempt_rows] for trial in trials}
     (lost,) = [number for number, found in reasons.items() if found == ["node_lost", "complete"]]
     assert lost in (0, 1)
