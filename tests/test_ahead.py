@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -19,6 +20,7 @@ from storage import tables as our_tables
 from storage.tables import optuna_tables
 from tests.test_faults import wait_for
 from tuner import samplers
+from tuner.tpe import TPESampler
 
 SPACE = """
 def objective(trial):
@@ -96,6 +98,26 @@ def test_a_parameter_that_is_drawn_ahead_is_what_the_trial_would_have_got(
         monkeypatch.setattr(samplers, name, lambda given: False)
     assert ahead == run("asked")
     assert {*ahead[1]} == {"x", "y", "kind"}, "a parameter that was not suggested is not the trial's"
+
+
+def test_a_sampler_that_fails_ahead_fails_the_trial_that_asks_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "objective.py").write_text(SPACE)
+    monkeypatch.chdir(tmp_path)
+
+    draw = TPESampler.sample_independent
+
+    def fails_later(self: TPESampler, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        if trial.number >= 3:
+            raise ArithmeticError("no draw today")
+        return draw(self, study, trial, name, distribution)
+
+    monkeypatch.setattr(TPESampler, "sample_independent", fails_later)
+    study = tuner.create_study("s", storage="sqlite:///t.db", sampler="tpe", seed=3)
+    retry = tuner.Retry(stop_after=0)
+    tuner.optimize(study, "objective.py", n_trials=6, executor="inline", progress=False, retry=retry)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["FAIL"] * 3
 
 
 @pytest.mark.parametrize(

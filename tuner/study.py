@@ -117,11 +117,15 @@ class DrivenStudy(optuna.Study):
             return {}  # of a blind one the rank draws itself
         trial = self.held.image.trial(trial_id)
         known = {*trial.params, *trial.system_attrs.get("fixed_params", ())}
-        return {
-            name: Draw(value=self._independent(trial, name, dist), distribution=_json(dist))
-            for name, dist in self._space.items()
-            if name not in known and name not in drawn and not dist.single()
-        }
+        found = {}
+        for name, dist in self._space.items():
+            if name in known or name in drawn or dist.single():
+                continue
+            try:
+                found[name] = Draw(value=self._independent(trial, name, dist), distribution=_json(dist))
+            except Exception as error:  # the trial hears of it, if it asks
+                log.debug("%s is not drawn ahead: %s", name, error)
+        return found
 
     def _independent(self, trial: FrozenTrial, name: str, dist: BaseDistribution) -> float:
         """A draw of one parameter, which follows from the history, the trial's number and the name alone."""
