@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import ray
 from tuner.assignment import Assignment, ObjectiveRef
 from tuner.dispatch import ray_cluster, ray_group
 from tuner.dispatch.ray_cluster import RayExecutor
+from tuner.dispatch.shell import Begun
 from tuner.errors import ClusterUnavailable, Infeasible
 from tuner.messages import (
     Answer,
@@ -306,6 +308,23 @@ def test_when_a_shell_dies_the_rank_is_lost_and_a_new_group_takes_the_next_trial
     until_nothing_is_left(RUN)
     assert (outcome.reason, outcome.message) == (Reason.NODE_LOST, "rank 1 is lost: its shell died")
     assert pair.run("trains", 11).reason is Reason.COMPLETE
+
+
+def test_a_rank_that_speaks_before_its_start_is_known_leaves_no_other_unheard(
+    cluster: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = ray_group.Group._on_started
+
+    def after_its_first_words(group: Any, attempt: Any, rank: int, begun: Begun) -> None:
+        batch = ray.get(group._shells[rank].drain.remote(0, 1, [], 60, 0))
+        started(group, attempt, rank, replace(begun, batch=batch))
+
+    monkeypatch.setattr(ray_group.Group, "_on_started", after_its_first_words)
+    driver = Driver(file, Resources(ranks=2, gpus=0))
+    try:
+        assert driver.run("trains", 0).reason is Reason.COMPLETE
+    finally:
+        driver.executor.close()
 
 
 def test_gpus_are_assigned_by_ray_one_to_each_trial(cluster: str, pair: Driver, file: Path) -> None:

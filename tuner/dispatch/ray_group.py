@@ -409,10 +409,8 @@ class Group:
             self._drain(attempt, rank)
         elif len(attempt.placed) == self.shape.ranks:
             self._say(attempt, Started(ranks=tuple(attempt.placed[one] for one in sorted(attempt.placed))))
-            if begun.batch.messages or begun.batch.ended:
-                self._on_batch(attempt, rank, begun.batch)
-                return
-            for one in sorted(attempt.placed):
+            self._on_batch(attempt, rank, begun.batch)
+            for one in sorted(attempt.placed):  # what the others have said by now comes with these
                 self._drain(attempt, one)
 
     def _drain(self, attempt: _Attempt, rank: int) -> None:
