@@ -15,7 +15,7 @@ from starlette.routing import Route
 from streamlit import net_util
 from streamlit.starlette import App
 
-from dashboard import views
+from dashboard import server, views
 from dashboard.access import auth, login
 from dashboard.access.gate import TICKET
 
@@ -33,6 +33,7 @@ importlib.import_module("dashboard.parts.importance").prepare()
 
 # To judge the origin of a request Streamlit would ask an outside service for this machine's address.
 net_util.get_external_ip = lambda: None
+server.send_at_once()
 
 
 async def session(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -381,6 +382,19 @@ def test_without_a_login_only_this_machines_names_are_answered() -> None:
     argv, _ = server.command("sqlite:///tuner.db")
     names = [argv[place + 1] for place, word in enumerate(argv) if word == "--server.allowedHosts"]
     assert names == ["127.0.0.1", "localhost", "::1"]
+
+
+def test_answers_of_several_writes_do_not_wait_for_one_another() -> None:
+    def sends_at_once(listener: socket.socket) -> bool:
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            return bool(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with socket.socket(socket.AF_INET) as listener:  # as Streamlit makes it
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert not sends_at_once(listener)
+        server.send_at_once()
+        assert sends_at_once(listener)
 
 
 def test_the_server_asks_no_outside_service_for_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
