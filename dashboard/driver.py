@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 from dashboard import data
 from dashboard.rules.condition import Driver, driver_of
@@ -23,6 +24,7 @@ __all__ = [
     "now",
     "owner_text",
     "resume_command",
+    "retrain_command",
     "storage_option",
 ]
 
@@ -95,6 +97,28 @@ def resume_command(study: StudyDetail) -> str:
     if not is_kept(study):
         return f"tuner run FILE.py --study {shlex.quote(study.name)}{storage_option()} --trials 100"
     return f"tuner resume {shlex.quote(study.name)}{storage_option()}"
+
+
+def retrain_command(study: StudyDetail) -> str:
+    """The command that trains the best trial's parameters once more, on its own."""
+    winner = shlex.quote(f"@{study.name}:best")
+    return f"tuner run {_target(study.objective or {})} --params {winner}{storage_option()}"
+
+
+def _target(objective: Mapping[str, Any]) -> str:
+    """What ``tuner run`` was given: a file, or an external program; FILE.py where that is not known."""
+    if objective.get("file"):
+        return shlex.quote(f"{objective['file']}:{objective['name']}")
+    given = dict(objective.get("arguments", {}))
+    if "command" not in given:
+        return "FILE.py"
+    given["param"] = [f"{name}={drawn_from}" for name, drawn_from in given.pop("params", {}).items()]
+    words = []
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list) else [value]:
+            words += [option] if one is True else [option, str(one)]
+    return shlex.join(words)
 
 
 def storage_option() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from storage import Database, progress, reads, samples
 from storage.health import Health, health
 from tests.dashboard_states import ARGUMENTS, DEAD, add_study, here
 from tests.test_dashboard import page, texts
+from tuner.cli import main
 
 NOW = dt.datetime(2026, 1, 1)
 ENDED = ["COMPLETE", "PRUNED", "COMPLETE", "FAIL"] * 10
@@ -345,3 +347,21 @@ def test_a_sparkline_takes_any_curve(points: list[tuple[int, float]]) -> None:
     drawn = marks.sparkline(points)
     assert drawn == "" or drawn.startswith('<img class="tuner-spark" src="data:image/svg+xml;base64,')
     assert "nan" not in drawn
+
+
+def test_the_command_that_trains_the_best_again_names_a_program_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNER_STORAGE", url)
+    program = ["--command", "echo loss={lr} 'a b'", "--param", "lr=log(1e-5,1e-1)"]
+    program += ["--metric", "loss", "--metrics", "regex:loss=(?P<loss>\\S+)", "--shell"]
+    assert main(["run", *program, "--study", "a b", "--trials", "2", "--executor", "inline"]) == 0
+    (shown,) = [one.value for one in page("overview", study="a b").code if "--params" in one.value]
+    words = shlex.split(shown)
+    assert words[:2] == ["tuner", "run"]
+    capsys.readouterr()
+    assert main(words[1:]) == 0
+    best = optuna.load_study(study_name="a b", storage=url).best_value
+    assert f"value {best:.6g}" in capsys.readouterr().out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import streamlit as st
 
 from dashboard import actions, data, driver, links, live
@@ -190,11 +188,7 @@ def _best(study: StudyDetail) -> None:
     with python:
         st.code(f"params = {dict(study.best_params)!r}", language="python", wrap_lines=True)
     with shell:
-        params_of = shlex.quote(f"@{study.name}:best")
-        known = study.objective or {}
-        file = f"{known['file']}:{known['name']}" if known.get("file") else "FILE.py"
-        text = f"tuner run {shlex.quote(file)} --params {params_of}{driver.storage_option()}"
-        st.code(text, language="shell", wrap_lines=True)
+        st.code(driver.retrain_command(study), language="shell", wrap_lines=True)
 
 
 @live.refreshed
