@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import pkgutil
@@ -34,6 +35,11 @@ importlib.import_module("dashboard.parts.importance").prepare()
 # To judge the origin of a request Streamlit would ask an outside service for this machine's address.
 net_util.get_external_ip = lambda: None
 server.send_at_once()
+
+# Streamlit collects all garbage after each run of a page or a part of one: 0.1 s where it goes through all that
+# was imported, too.
+gc.collect()
+gc.freeze()
 
 
 async def session(request: Request) -> Response:

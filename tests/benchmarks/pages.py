@@ -29,7 +29,7 @@ from rich.table import Table
 
 from dashboard import server
 from tests.benchmarks import driven
-from tests.benchmarks.browser import Loaded, Viewer, viewer
+from tests.benchmarks.browser import Loaded, Viewer, give_way, viewer
 from tests.benchmarks.verdict import conclude
 
 __all__ = ["PAGES", "Result", "main", "table"]
@@ -266,7 +266,8 @@ def memory(url: str, sizes: Sizes) -> list[Result]:
 def crowd(url: str, sizes: Sizes) -> list[Result]:
     """Ten viewers while a driver works on the same database: what it loses, and what they wait.
 
-    Their browsers are on this machine, which those of people are not: they get the time that is left.
+    Their browsers are on this machine, which those of people are not. What the driver loses is measured while
+    they get the time that is left, and what they wait while they take what they want.
     """
     from playwright.sync_api import sync_playwright
 
@@ -274,16 +275,24 @@ def crowd(url: str, sizes: Sizes) -> list[Result]:
     waits: list[float] = []
     with sync_playwright() as playwright, serving(url) as address, contextlib.ExitStack() as stack:
         people = [stack.enter_context(viewer(playwright, elsewhere=True)) for _ in range(CROWD)]
+
+        def visit(pages: Sequence[Page]) -> list[float]:
+            visits = zip(people, pages, strict=False)
+            return [person.open(address + page.path, dict(page.marker)).seconds for person, page in visits]
+
+        visit(PAGES * 2)
         for _ in range(sizes.times):
             for person in people:
                 person.page.goto("about:blank")
             alone = _throughput(url)
-            for person, page in zip(people, PAGES * 2, strict=False):
-                person.open(address + page.path, dict(page.marker))
+            visit(PAGES * 2)
+            give_way(True)
             with _driving(url) as rate:
-                for person, page in zip(people, PAGES[1:] * 2, strict=False):
-                    waits.append(person.open(address + page.path, dict(page.marker)).seconds)
+                visit(PAGES[1:] * 2)
             shares.append(100 * (1 - rate() / alone))
+            give_way(False)
+            with _driving(url):
+                waits += visit(PAGES[2:] * 2)
     return [
         Result(
             work=f"a driver's throughput lost to {CROWD} viewers",
