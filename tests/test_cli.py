@@ -442,16 +442,24 @@ def test_params_of_the_best_trial_give_its_value_again_and_keep_a_checkpoint(
     assert list(tmp_path.rglob("rank-0.pt"))
 
 
-def test_params_of_an_objective_that_needs_several_ranks_say_how_to_give_it_some(
-    run: Run, tmp_path: Path
+@pytest.mark.parametrize(
+    "way", ["--params x=0.5", "--study ddp --trials 1", "--study dry --trials 1 --dry-run"]
+)
+def test_an_objective_that_needs_several_ranks_says_how_to_give_it_some(
+    run: Run, tmp_path: Path, way: str
 ) -> None:
     (tmp_path / "parallel.py").write_text(
         "from torch import nn\n\n\ndef objective(trial):\n"
         "    nn.parallel.DistributedDataParallel(nn.Linear(1, 1))\n    return trial.suggest_float('x', 0, 1)"
     )
-    code, _, err = run("run", str(tmp_path / "parallel.py"), "--params", "x=0.5")
+    storage = ("--storage", f"sqlite:///{tmp_path}/parallel.db")
+    given = () if "--params" in way else ("--executor", "inline", *storage)
+    code, _, err = run("run", str(tmp_path / "parallel.py"), *way.split(), *given)
     assert code == 1
-    assert "give --ranks 2, or use tuner.torch.prepare" in err.splitlines()[-1]
+    said = err.splitlines()[-1]
+    if "ddp" in way:
+        said = json.loads(run("show", "ddp", "0", "--json", *storage)[1])["attempt_rows"][0]["message"]
+    assert "one rank has none: give --ranks 2, or use tuner.torch.prepare" in said
 
 
 def test_params_for_several_objectives_need_the_directions(run: Run) -> None:

@@ -43,7 +43,7 @@ def raised(error: BaseException, reason: Reason | None = None, message: str | No
             reason = Reason.DEVICE_FAILED
     return Outcome(
         reason=reason,
-        message=_message(_line(error) if message is None else message),
+        message=_message(_advised(_line(error)) if message is None else message),
         traceback=_tail(error.tail) if isinstance(error, ProgramFailed) else _own_traceback(error),
         exception=_type_name(error),
     )
@@ -71,6 +71,14 @@ def _line(error: BaseException) -> str:
     except Exception:  # an exception class of the user's whose __str__ fails
         text = []
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _advised(line: str) -> str:
+    """With what to do about PyTorch's own words, which know of no trial."""
+    if "process group has not been initialized" not in line:
+        return line
+    way = "give --ranks 2, or use tuner.torch.prepare, which takes one rank too"
+    return f"{line.rstrip('.')}; one rank has none: {way}"
 
 
 def _type_name(error: BaseException) -> str:

@@ -183,8 +183,6 @@ def _conclude(outcome: Outcome, listener: _Printed, recipe: _Recipe) -> int:
         hint = "; for several objectives give --direction once for each"
     elif outcome.traceback:
         click.echo(outcome.traceback.rstrip(), err=True)
-    if "process group has not been initialized" in outcome.message:  # PyTorch's words, on one rank
-        hint = "; give --ranks 2, or use tuner.torch.prepare, which takes one rank too"
     raise StudyStopped(f"the trial failed: {outcome.reason}: {outcome.message}{hint}")
 
 
