@@ -536,6 +536,25 @@ def test_show_has_set_up_curve_attempts_and_traceback(run: Run) -> None:
     assert detail["attempt_rows"][0]["exception"] == "ValueError"
 
 
+def test_show_says_of_each_attempt_that_did_not_end_well_whether_it_was_charged(
+    run: Run, sqlite_url: str
+) -> None:
+    def objective(trial: tuner.Trial) -> float:
+        if trial.attempt == 1:
+            raise ConnectionError("flaky")
+        if trial.attempt == 2:
+            raise tuner.CheckpointNotSaved("no room")
+        return 1.0
+
+    study = tuner.create_study("again", storage=sqlite_url)
+    policy = tuner.Retry(retry_on=("ConnectionError",), backoff=0.0)
+    tuner.optimize(study, objective, n_trials=1, executor="inline", retry=policy, progress=False)
+    out = run("show", "again", "0", "--storage", sqlite_url)[1]
+    for said in ("1  ended  exception, charged  ", "2  ended  checkpoint_not_saved, uncharged  "):
+        assert said in out
+    assert "3  ended  complete  " in out
+
+
 def test_a_study_that_only_optuna_knows_can_be_read(run: Run, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/plain.db"
     study = optuna.create_study(study_name="plain", storage=url)

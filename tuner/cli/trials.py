@@ -248,8 +248,10 @@ def _print_attempts(trial: TrialDetail) -> None:
             if attempt.resumed_step is not None
             else ""
         )
-        ended = f"  {attempt.reason}" + (", charged" if attempt.charged and trial.state == "FAIL" else "")
-        click.echo(f"  {attempt.attempt}  {attempt.state}{ended if attempt.reason else ''}  {begun}{came}")
+        ended = f"  {attempt.reason}" if attempt.reason else ""
+        if attempt.reason not in ("", "complete", "pruned"):
+            ended += ", charged" if attempt.charged else ", uncharged"
+        click.echo(f"  {attempt.attempt}  {attempt.state}{ended}  {begun}{came}")
         for rank in attempt.ranks:
             devices = f" on {', '.join(rank['devices'])}" if rank.get("devices") else ""
             click.echo(
