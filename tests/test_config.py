@@ -137,6 +137,23 @@ def test_a_bad_file_is_one_line_that_names_it_before_anything_is_written(
     assert {path.name for path in here.iterdir()} - {"__pycache__"} == {"objectives_here.py", config.NAME}
 
 
+def test_a_mark_of_the_encoding_at_the_beginning_is_no_matter(here: Path) -> None:
+    (here / config.NAME).write_bytes(b"\xef\xbb\xbftrials = 3\r\nranks = 2\r\n")
+    assert config.read().values == {"trials": 3, "ranks": 2}
+
+
+def test_a_folder_of_that_name_is_said_to_be_none_also_above(run: Run, here: Path) -> None:
+    folder = here / config.NAME
+    folder.mkdir()
+    code, out, err = run("studies")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {folder} is no file: ")
+    (here / "below").mkdir()
+    with pytest.raises(BadInput, match="is no file"):
+        config.find(here / "below")
+    assert run("studies", "--help")[0] == 0
+
+
 def test_hunter2s_are_taken_from_a_file_that_nobody_else_reads(here: Path) -> None:
     write(here, 'storage = "postgresql://ann:hunter2@db/t"\nalerts = ["https://h/x"]\n', 0o600)
     assert store.default_url() == "postgresql://ann:hunter2@db/t"

@@ -124,13 +124,20 @@ def find(folder: Path | None = None) -> Path | None:
 
     One in a parent folder counts only if this user or root owns it: nobody who may write to ``/tmp``
     is to choose the database of all who work below it.
+
+    Raises:
+        BadInput: what has that name is no file.
     """
     start = (folder or Path.cwd()).absolute()
     for parent in (start, *start.parents):
         file = parent / NAME
         with contextlib.suppress(OSError):
-            if file.is_file() and (parent == start or file.stat().st_uid in (0, os.getuid())):
+            if parent != start and file.stat().st_uid not in (0, os.getuid()):
+                continue
+            if file.is_file():
                 return file
+            if file.exists():
+                raise BadInput(f"{file} is no file: settings are read from one of that name; rename this one")
     return None
 
 
@@ -145,7 +152,8 @@ def read(file: Path | None = None) -> Config:
         return Config()
     try:
         with file.open("rb") as opened:
-            parsed = tomllib.load(opened)
+            # some editors begin a file with a mark of its encoding, which TOML knows nothing of
+            parsed = tomllib.loads(opened.read().decode("utf-8-sig"))
             mode = os.fstat(opened.fileno()).st_mode
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}") from None
