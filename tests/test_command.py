@@ -327,6 +327,8 @@ def test_several_metrics_are_several_objectives(script: Script, sqlite_url: str)
     ("printed", "said"),
     [
         ("hello", "program0.sh ended with exit code 0 and never gave 'value'; its last line: hello"),
+        ("hello\n----", "never gave 'value'; its last line: hello"),
+        ("----", "never gave 'value'; its last line: ----"),
         ("", "never gave 'value'; it printed nothing"),
         ('{"value": null}', "'value' is None, which is no number, in the line: {\"value\": null}"),
     ],
@@ -347,6 +349,11 @@ def test_metrics_that_never_come_fail_the_trial(
     ("ends", "reason", "message"),
     [
         ("echo no licence >&2; exit 3", "exception", "exited with code 3; its last line: no licence"),
+        (
+            "echo '  rank: 1'; echo; echo ====; exit 1",
+            "exception",
+            "exited with code 1; its last line: rank: 1",
+        ),
         ("echo gone; kill -9 $$", "rank_lost", "was killed by SIGKILL; its last line: gone"),
         ("sh -c 'kill -9 $$'", "rank_lost", "exited with code 137: something in it died of SIGKILL"),
         ("exit 200", "exception", "exited with code 200"),

@@ -183,7 +183,9 @@ class Program:
             how = f"was killed by {ended_by}" if code < 0 else f"{how}: something in it died of {ended_by}"
         if ended_by == "SIGKILL" and memory.kernel_kills() > self._kernel_kills:
             reason, how = Reason.OOM, f"{how}, by the kernel, which had run out of memory"
-        text = f"{self.name} {how}{f'; its last line: {told[-1].strip()}' if told else ''}"
+        # a line of dashes, as torchrun ends its report with, says nothing
+        said = next((line.strip() for line in reversed(told) if any(map(str.isalnum, line))), "")
+        text = f"{self.name} {how}{f'; its last line: {said}' if said else ''}"
         raise ProgramFailed(text, code=code, reason=reason, tail="\n".join(told))
 
     @property

@@ -184,7 +184,7 @@ class Command:
             looked = time.monotonic()
             for line in program.output():
                 if line is not None:
-                    heard.last_line = line
+                    heard.note(line)
                     heard.take(source.hear(line))
                 if time.monotonic() - looked > _LOOK:
                     heard.take(source.look(is_last=False))
@@ -207,6 +207,11 @@ class _Heard:
     latest: dict[str, float] = field(default_factory=dict)
     step: int = -1
     last_line: str = ""
+
+    def note(self, line: str) -> None:
+        """Keep the line as the last one, unless it is empty or a rule below another."""
+        if not self.last_line.strip() or any(map(str.isalnum, line)):
+            self.last_line = line
 
     def take(self, all_found: Iterable[Metrics]) -> None:
         """Report and log; a step that was not given is the next one.
