@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -114,3 +115,51 @@ def test_watching_redraws_in_place_until_the_driver_ends(
     assert "best 0.5 " in last
     assert "driver  -" in last
     database.dispose()
+
+
+@pytest.mark.parametrize("first", ["nothing", "an empty file", "another study"])
+def test_what_is_watched_may_come_later_with_its_driver(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    if first == "an empty file":
+        file.touch()
+    if first == "another study":
+        tuner.create_study("other", storage=sqlite_url)
+    assert main(["status", "s", "--storage", sqlite_url]) != 0  # only who watches waits
+    assert "waiting" not in capsys.readouterr().err
+    database: storage.Database | None = None
+    lease: storage.Lease | None = None
+    seen = []
+
+    def next_look(seconds: float) -> None:
+        nonlocal database, lease
+        seen.append(capsys.readouterr())
+        if database is None:
+            tuner.create_study("s", storage=sqlite_url)
+            database = storage.Database(sqlite_url)
+        elif '"driver": "none"' in seen[-1].out:
+            record = studies.find(database, "s")
+            assert record is not None
+            lease = storage.Lease(database, record.uid, study_name="s", run="test")
+            lease.acquire()
+        elif lease is not None:
+            lease.release()
+
+    monkeypatch.setattr(module.time, "sleep", next_look)
+    assert main(["status", "s", "--watch", "--json", "--storage", sqlite_url]) == 0
+    seen.append(capsys.readouterr())
+    said, shown = "".join(one.err for one in seen), "".join(one.out for one in seen)
+    assert said.count("\n") == 1
+    assert "waiting for study 's', Ctrl-C ends the waiting" in said
+    assert {"nothing": "no database", "another study": "it has: other"}.get(first, "no study") in said
+    assert [json.loads(line)["driver"] for line in shown.splitlines()] == ["none", "live", "none"]
+    assert database is not None
+    database.dispose()
+
+
+def test_a_database_that_cannot_come_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "s", "--watch", "--storage", f"sqlite:///{tmp_path}/none/a.db"]) == 2
+    assert "does not exist" in capsys.readouterr().err

@@ -42,7 +42,8 @@ def status(name: str, watch: bool, storage: str | None, as_json: bool) -> None:
     """Show how the study NAME stands: counts, best, driver, running trials, failures.
 
     With --watch it is the view of 'tuner run', of a run in any process: redrawn in place on a
-    terminal; elsewhere a line, or with --json an object, whenever something has changed.
+    terminal; elsewhere a line, or with --json an object, whenever something has changed. A study, or
+    a database file, that is not there yet is waited for.
 
     \b
     Examples:
@@ -50,17 +51,54 @@ def status(name: str, watch: bool, storage: str | None, as_json: bool) -> None:
       tuner status digits --watch
       tuner status digits --json
     """
+    is_waited_for = watch and _wait_for_file(storage, name)
     with reading(storage) as database:
         if watch:
-            _watch(database, name, as_json)
+            is_waited_for = _wait_for_study(database, name, is_waited_for)
+            _watch(database, name, as_json, is_new=is_waited_for)
         elif as_json:
             _print_json(database, name, indent=2)
         else:
             _print(database, name)
 
 
-def _watch(database: Database, name: str, as_json: bool) -> None:
-    """Redraw in place on a terminal; elsewhere print when something has changed."""
+def _wait_for_file(storage: str | None, name: str) -> bool:
+    """Wait for a SQLite file that is not there, in a folder that is; whether it had to be waited for."""
+    from tuner import store
+
+    file = store.sqlite_file(storage or store.default_url())
+    if file is None or file.exists() or not file.parent.is_dir():
+        return False
+    _say_waiting(f"there is no database {file} yet", name)
+    while not file.exists():
+        time.sleep(WATCH_EVERY)
+    time.sleep(WATCH_EVERY)  # who has made it is making its tables
+    return True
+
+
+def _wait_for_study(database: Database, name: str, is_said: bool) -> bool:
+    """Wait for a study that is not there; whether it, or already its database, had to be waited for."""
+    while True:
+        try:
+            known_study(database, name)
+            return is_said
+        except StudyNotFound as error:
+            if not is_said:
+                _say_waiting(str(error), name)
+            is_said = True
+        time.sleep(WATCH_EVERY)
+
+
+def _say_waiting(why: str, name: str) -> None:
+    click.echo(f"{why}; waiting for study {name!r}, Ctrl-C ends the waiting", err=True)
+
+
+def _watch(database: Database, name: str, as_json: bool, *, is_new: bool) -> None:
+    """Redraw in place on a terminal; elsewhere print when something has changed.
+
+    Args:
+        is_new: the study has only just been made: its driver is about to come.
+    """
     from tuner.progress import line
     from tuner.redraw import Redraw, can_redraw
     from tuner.snapshot import pause
@@ -71,7 +109,8 @@ def _watch(database: Database, name: str, as_json: bool) -> None:
         while True:
             began = time.monotonic()
             study = known_study(database, name)
-            seen = dict(study.states), study.best_number, study.driving, study.stop_reason
+            driver = driver_of(study)
+            seen = dict(study.states), study.best_number, study.driving, study.stop_reason, driver
             if redraw is not None:
                 redraw.draw(_lines(database, study, *redraw.size, unicode=redraw.unicode))
             elif seen != last:
@@ -83,7 +122,9 @@ def _watch(database: Database, name: str, as_json: bool) -> None:
                     )
                 sys.stdout.flush()
             last = seen
-            if driver_of(study) in ("none", "gone"):
+            is_driven = driver not in ("none", "gone")
+            is_new = is_new and not is_driven and not study.stop_reason
+            if not is_driven and not is_new:
                 return
             time.sleep(max(WATCH_EVERY, pause(time.monotonic() - began)))
     finally:
