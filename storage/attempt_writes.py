@@ -121,7 +121,7 @@ def drop_checkpoints(connection: Connection, writes: Sequence[DropCheckpoints]) 
 
 def add_events(connection: Connection, writes: Sequence[AddEvent]) -> None:
     columns = ("study_uid", "trial_id", "attempt", "epoch", "kind", "detail")
-    rows = [(*(getattr(write, name) for name in columns), utcnow()) for write in writes]
+    rows = [(*(getattr(write, name) for name in columns), write.at or utcnow()) for write in writes]
     bulk.insert(connection, tables.events, (*columns, "created_at"), rows)
 
 

@@ -30,10 +30,12 @@ __all__ = [
     "Run",
     "Running",
     "RunningRow",
+    "elapsed",
     "history",
     "leaders",
     "progress",
     "running",
+    "runs",
 ]
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -47,11 +49,11 @@ _SPARKS = 60  # points of a sparkline
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One driver's time with a study. Times are naive UTC.
+    """One driver's time with a study, by its lines in the event log. Times are naive UTC.
 
     Attributes:
-        began: when its first attempt was claimed.
-        last: the newest claim, start or end of one of its attempts.
+        began: its first word: of a trial that it starts, or of what a driver before it has left.
+        last: its newest word, such as a start, an end, or that it stops.
     """
 
     epoch: int
@@ -81,6 +83,13 @@ class Progress:
     claimed: int
     retrying: int
     retried: int
+
+    @property
+    def worked(self) -> tuple[Run, ...]:
+        """The runs; a study that only Optuna ran has one, from its first start to its last end."""
+        if self.runs or self.first_start is None or self.last_end is None:
+            return self.runs
+        return (Run(epoch=0, began=self.first_start, last=self.last_end),)
 
 
 End = tuple[int, dt.datetime | None, float]
@@ -139,14 +148,14 @@ def progress(engine: Engine, name: str) -> Progress | None:
         of_study = TRIALS.c.study_id == study_id
         query = sa.select(sa.func.min(TRIALS.c.datetime_start), sa.func.max(TRIALS.c.datetime_complete))
         first, last = connection.execute(query.where(of_study)).one()
-        runs: list[Run] = []
+        found: list[Run] = []
         waiting: dict[bool, int] = {}
         retried, since = 0, None
         if uid and selects.have_ours(connection):
-            runs, epoch = _runs(connection, uid)
+            found, epoch = _runs(connection, uid)
             waiting, retried = _waiting(connection, uid)
             if epoch is not None:
-                since = runs[-1].began if runs and runs[-1].epoch == epoch else dt.datetime.max
+                since = found[-1].began if found and found[-1].epoch == epoch else dt.datetime.max
         at = TRIALS.c.datetime_complete
         ended = [of_study, TRIALS.c.state.in_(FINISHED), at.is_not(None)]
         if since is not None:
@@ -154,7 +163,7 @@ def progress(engine: Engine, name: str) -> Progress | None:
         newest = connection.execute(sa.select(at).where(*ended).order_by(at.desc()).limit(_FINISHES))
         count = sa.select(sa.func.count()).select_from(TRIALS).where(*ended)
         return Progress(
-            runs=tuple(runs),
+            runs=tuple(found),
             first_start=first,
             last_end=last,
             finishes=tuple(reversed(list(newest.scalars()))),
@@ -165,15 +174,45 @@ def progress(engine: Engine, name: str) -> Progress | None:
         )
 
 
+def runs(engine: Engine, name: str) -> tuple[Run, ...]:
+    """The runs of the study of that name so far, by epoch."""
+    with selects.view(engine) as connection:
+        _, uid = selects.study_ids(connection, name)
+        found = _runs(connection, uid)[0] if uid and selects.have_ours(connection) else []
+    return tuple(found)
+
+
+def elapsed(runs: Sequence[Run], now: dt.datetime | None) -> float:
+    """Seconds that a driver worked on a study: the sum over its runs, without what lies between them.
+
+    Args:
+        now: the newest run goes on, and counts up to this moment; None: nobody drives the study.
+
+    Example:
+        >>> noon, minute = dt.datetime(2026, 1, 1, 12), dt.timedelta(minutes=1)
+        >>> done = Run(epoch=1, began=noon, last=noon + minute)
+        >>> elapsed([done], None), elapsed([done], noon + 3 * minute), elapsed([], noon)
+        (60.0, 180.0, 0.0)
+    """
+    ends = [run.last for run in runs]
+    if runs and now is not None:
+        ends[-1] = max(now, runs[-1].last)
+    return sum(max(0.0, (end - run.began).total_seconds()) for run, end in zip(runs, ends, strict=True))
+
+
 def _runs(connection: Connection, uid: str) -> tuple[list[Run], int | None]:
-    """The runs by epoch, and the epoch of the lease."""
-    table, leases = tables.attempts, tables.leases
-    newest = sa.func.max(sa.func.coalesce(table.c.ended_at, table.c.started_at, table.c.created_at))
-    query = sa.select(table.c.epoch, sa.func.min(table.c.created_at), newest)
-    query = query.where(table.c.study_uid == uid).group_by(table.c.epoch).order_by(table.c.epoch)
-    runs = [Run(epoch=epoch, began=began, last=last) for epoch, began, last in connection.execute(query)]
+    """The runs by epoch, and the epoch of the lease.
+
+    Attempts do not tell: one that a lost driver left counts with the driver that ended it.
+    """
+    table, leases = tables.events, tables.leases
+    at = table.c.created_at
+    query = sa.select(table.c.epoch, sa.func.min(at), sa.func.max(at))
+    query = query.where(table.c.study_uid == uid, table.c.epoch > 0)  # 0: written by no driver
+    query = query.group_by(table.c.epoch).order_by(table.c.epoch)
+    found = [Run(epoch=epoch, began=began, last=last) for epoch, began, last in connection.execute(query)]
     lease = sa.select(leases.c.epoch).where(leases.c.study_uid == uid)
-    return runs, connection.execute(lease).scalar()
+    return found, connection.execute(lease).scalar()
 
 
 def _waiting(connection: Connection, uid: str) -> tuple[dict[bool, int], int]:

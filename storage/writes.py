@@ -231,7 +231,7 @@ class DropCheckpoints(Write):
 
 @dataclass(frozen=True, kw_only=True)
 class AddEvent(Write):
-    """A line of the append-only log; ``detail`` is JSON."""
+    """A line of the append-only log; ``detail`` is JSON, ``at`` naive UTC (default: when it is written)."""
 
     study_uid: str
     epoch: int
@@ -239,6 +239,7 @@ class AddEvent(Write):
     detail: str = "{}"
     trial_id: int | None = None
     attempt: int | None = None
+    at: dt.datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

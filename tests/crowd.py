@@ -65,6 +65,11 @@ def fill_crowd(url: str, n_trials: int = 60, *, live: bool = True, name: str = C
         connection.execute(
             sa.insert(tables.attempts), [{**fixed, **row, "trial_id": ids[row["number"]]} for row in rows]
         )
+        words = [
+            {"study_uid": uid, "epoch": 1, "kind": kind, "detail": "{}", "created_at": at}
+            for kind, at in (("started", began), ("finished", began + dt.timedelta(seconds=n_trials)))
+        ]
+        connection.execute(sa.insert(tables.events), words)
         reports = [
             {
                 "trial_id": ids[number],

@@ -130,6 +130,11 @@ def add_study(
                 connection.execute(optuna_tables[table].insert(), found)
         if attempts:
             connection.execute(tables.attempts.insert(), attempts)
+            word = {"study_uid": uid, "epoch": 1, "kind": "started", "detail": "{}"}
+            signs = [at for one in attempts for at in (one["created_at"], one["ended_at"]) if at]
+            connection.execute(
+                tables.events.insert(), [{**word, "created_at": at} for at in (min(signs), max(signs))]
+            )
         lease = {
             "study_uid": uid,
             "epoch": 1,

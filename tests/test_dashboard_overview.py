@@ -306,9 +306,10 @@ def test_the_range_is_in_order_and_grows_with_what_is_left(
 
 def test_the_time_elapsed_is_that_of_the_runs_without_what_lies_between() -> None:
     a, b, c, d, now = ends(0, 60, 1000, 1030, 1100)
-    assert estimates.elapsed([(a, b), (c, d)], False, now) == 90
-    assert estimates.elapsed([(a, b), (c, d)], True, now) == 160
-    assert estimates.elapsed([], True, now) is None
+    both = [progress.Run(epoch=1, began=a, last=b), progress.Run(epoch=3, began=c, last=d)]
+    assert progress.elapsed(both, None) == 90
+    assert progress.elapsed(both, now) == 160
+    assert progress.elapsed([], now) == 0
 
 
 def test_a_driver_is_judged_by_its_process_and_its_renewals() -> None:

@@ -56,6 +56,7 @@ def snapshot(**changes: Any) -> Snapshot:
         states={"COMPLETE": 9, "PRUNED": 4, "FAIL": 1, "RUNNING": 2},
         n_trials=24,
         seconds=42.0,
+        elapsed=42.0,
         finished_here=14,
         running=running,
         best=0.97331,

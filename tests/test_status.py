@@ -41,12 +41,17 @@ def test_the_database_gives_what_the_driver_shows(url: str, tmp_path: Path, name
     ways = ["minimize", "maximize"] if name == "two" else ["minimize"]
     study = tuner.create_study("s", storage=url, directions=ways, sampler="random", seed=1)
     shown = Recorder()
+    elapsed = []
     for budget in (1, 3):  # what counts is the newest run
         tuner.optimize(study, f"{file}:{name}", n_trials=budget, executor="inline", progress=shown)
+        assert shown.last is not None
+        elapsed.append(shown.last.elapsed)
     database = storage.Database(url)
     found = module.snapshot_of(database, known_study(database, "s"))
     database.dispose()
-    assert shown.last is not None
+    assert (found.seconds, found.elapsed) == (shown.last.seconds, shown.last.elapsed)
+    assert elapsed[1] == elapsed[0] + shown.last.seconds
+    assert 0 < elapsed[0] < elapsed[1]  # of both runs, without what lay between
     for field in ("study", "directions", "states", "n_trials", "finished_here", "retrying", "leaders"):
         assert getattr(found, field) == getattr(shown.last, field), field
     for field in ("best", "best_number", "best_params", "running"):

@@ -19,6 +19,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 import storage
+from storage.clock import utcnow
+from storage.progress import Run, elapsed, runs
 from storage.writes import SetStudyRow
 from tuner import exhaustive, failures, retry, samplers, scheduler, snapshot
 from tuner.answers import Answers
@@ -113,6 +115,7 @@ class Driver:
         self._said_to_wait = False
         self._away_since: float | None = None
         self._began = time.monotonic()
+        self._runs_before: Sequence[Run] = ()
         self._next_flush = self._next_refresh = self._next_draw = 0.0
         self._signals = Signals()
         self._cluster = Cluster(slots=1, description="")
@@ -138,6 +141,10 @@ class Driver:
                 signals.count_only()
                 self._probe()
                 self._job.provenance["cluster"] = self._cluster.home
+                if self._progress is not None and epoch > 1:
+                    database = self._held.lease.database
+                    with database.errors():
+                        self._runs_before = runs(database.engine, self._study.study_name)
                 self._commands.discard_old()
                 self._recover()
                 self._record({"stop_reason": None, "driving": self._driving()})
@@ -157,7 +164,7 @@ class Driver:
                 self._job.alerts.send(event, reason, reason=reason, message=self._failure)
             self._job.alerts.close()
             if self._progress is not None:
-                self._progress.close(self._snapshot(), reason)
+                self._progress.close(self._snapshot(is_over=True), reason)
         if self._interrupting:
             raise KeyboardInterrupt(reason)
         if self._failure:
@@ -639,13 +646,16 @@ class Driver:
             self._said = driving
             self._held.queue(SetStudyRow(study_uid=self._held.uid, columns={"driving": driving}))
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, *, is_over: bool = False) -> Snapshot:
+        mine = [self._study.run] if self._study.run else []
+        now = None if is_over or not mine else utcnow()
         return snapshot.take(
             self._held,
             self._running.values(),
             self._executor.waits(),
             n_trials=self._settings.n_trials,
-            seconds=time.monotonic() - self._began,
+            seconds=elapsed(mine, now),
+            elapsed=elapsed([*self._runs_before, *mine], now),
             finished_here=self._finished_here,
             reasons=dict(self._reasons),
             retrying=len(self._due),

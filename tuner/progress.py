@@ -213,7 +213,7 @@ def _bar(snapshot: Snapshot, width: int, unicode: bool) -> Text:
         text.append(f"  {done}/{snapshot.n_trials} trials")
     else:
         text.append(f"{done} trials finished")
-    text.append(f"  {clock_text(snapshot.seconds)} elapsed")
+    text.append(f"  {clock_text(snapshot.elapsed)} elapsed")
     left = seconds_left(snapshot)
     if left is not None and snapshot.phase not in ("", "ended"):
         text.append(f"  {clock_text(left)} left")

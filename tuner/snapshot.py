@@ -39,7 +39,8 @@ class Snapshot:
     Attributes:
         states: count by Optuna's state name, of the whole study.
         n_trials: the budget, or None.
-        seconds: since this run began; ``finished_here`` trials ended in it.
+        seconds: that this run has worked; ``finished_here`` trials ended in it.
+        elapsed: the same over all runs of the study, as :func:`storage.progress.elapsed` has it.
         best: value of the best trial of a single objective, or None; with its number and params.
         leaders: of several objectives, the best (value, number) of each; empty before one is complete.
         reasons: count of failures by reason code, in this run.
@@ -53,6 +54,7 @@ class Snapshot:
     states: Mapping[str, int]
     n_trials: int | None
     seconds: float
+    elapsed: float
     finished_here: int
     running: tuple[RunningTrial, ...]
     best: float | None

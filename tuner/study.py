@@ -20,6 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 import storage
 from storage import HeldStudy
+from storage.clock import utcnow
+from storage.progress import Run
 from storage.writes import AddEvent, AddMetric, EndAttempt, SetStudyRow
 from tuner import frozen, optimizer_state, pruning, samplers
 from tuner.assignment import Draw
@@ -46,6 +48,7 @@ class DrivenStudy(optuna.Study):
     Attributes:
         logged: by id of a trial whose messages may come again after a take-over: names and steps
             of the metrics that are in the store.
+        run: the time of this run so far; None before its first event.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class DrivenStudy(optuna.Study):
         optimizer_state.guard(sampler)
         self.stop_requested = False
         self.logged: dict[int, set[tuple[str, int]]] = {}
+        self.run: Run | None = None
         self._space: Mapping[str, BaseDistribution] = {}  # of the trial that ended last
         self._pruning = pruning.Pruning(self, held)
         self._go_on()
@@ -227,8 +231,10 @@ class DrivenStudy(optuna.Study):
     def event(self, kind: str, detail: Mapping[str, Any], **fields: Any) -> None:
         """Queue a line of the study's event log."""
         text = json.dumps(dict(detail), default=str)
-        epoch = self.held.lease.epoch
-        self.held.queue(AddEvent(study_uid=self.held.uid, epoch=epoch, kind=kind, detail=text, **fields))
+        epoch, now = self.held.lease.epoch, utcnow()
+        self.run = Run(epoch=epoch, began=self.run.began if self.run else now, last=now)
+        event = AddEvent(study_uid=self.held.uid, epoch=epoch, kind=kind, detail=text, at=now, **fields)
+        self.held.queue(event)
         if log.isEnabledFor(logging.INFO):
             trial_id = fields.get("trial_id")
             known = {

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from dashboard.theme import duration
 
-__all__ = ["elapsed", "range_text", "remaining"]
+__all__ = ["range_text", "remaining"]
 
 _LEAST = 4  # gaps: fewer say nothing of the spread
 _DEVIATIONS = 1.28
@@ -64,16 +64,3 @@ def range_text(seconds: tuple[float, float] | None) -> str:
         return f"about {end}"
     (first, unit), (_, other) = (text.split(" ") for text in (begin, end))
     return f"{first} to {end}" if unit == other else f"{begin} to {end}"
-
-
-def elapsed(spans: Sequence[tuple[dt.datetime, dt.datetime]], driven: bool, now: dt.datetime) -> float | None:
-    """Seconds that a study was worked on: the sum of its runs, the newest up to now while it is driven.
-
-    Args:
-        spans: begin and last sign of each run, in order.
-    """
-    if not spans:
-        return None
-    last = max(spans[-1][1], now) if driven else spans[-1][1]
-    ends = [*(end for _, end in spans[:-1]), last]
-    return sum(max(0.0, (end - begin).total_seconds()) for (begin, _), end in zip(spans, ends, strict=True))

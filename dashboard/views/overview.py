@@ -10,7 +10,7 @@ from dashboard.page import asked_study
 from dashboard.parts import importance, marks
 from dashboard.parts.setup import provenance, settings
 from dashboard.rules.condition import is_failing, is_stale
-from dashboard.rules.estimates import elapsed, range_text, remaining
+from dashboard.rules.estimates import range_text, remaining
 from dashboard.theme import duration, escape, number
 from storage import progress
 from storage.health import Health, health
@@ -67,13 +67,11 @@ def _numbers(study: StudyDetail, found: Progress) -> None:
     done, states = driver.finished(study), study.states
     waiting = found.claimed + found.retrying
     is_driven = driver.condition(study) in ("running", "elsewhere")
-    spans = [(run.began, run.last) for run in found.runs]
-    if not spans and found.first_start and found.last_end:
-        spans = [(found.first_start, found.last_end)]
     now = driver.now()
     left = (study.n_trials or 0) - done
     needed = remaining(found.finishes, left, now) if is_driven else None
-    runs = f", in {len(spans)} runs" if len(spans) > 1 else ""
+    runs = f", in {len(found.runs)} runs" if len(found.runs) > 1 else ""
+    took = progress.elapsed(found.worked, now if is_driven else None) if found.worked else None
     shown = {
         "Finished": (
             f"{done} of {study.n_trials}" if study.n_trials else str(done),
@@ -90,7 +88,7 @@ def _numbers(study: StudyDetail, found: Progress) -> None:
         ":red[■] Failed": (str(states.get("FAIL", 0)), None),
         "Retried": (str(found.retried), "Trials with more than one attempt."),
         "Best": (number(study.best) if len(study.directions) == 1 else "-", None),
-        "Elapsed": (duration(elapsed(spans, is_driven, now)), f"While a driver worked on it{runs}."),
+        "Elapsed": (duration(took), f"While a driver worked on it{runs}."),
         "Time left": (
             range_text(needed),
             f"For the {max(0, left)} trials that are left, at the pace of this run's last "

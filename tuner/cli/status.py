@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from storage import Database
     from storage.failures import FailureGroup
-    from storage.progress import Progress, RunningRow
+    from storage.progress import RunningRow
     from storage.views import StudyDetail
     from tuner.snapshot import RunningTrial, Snapshot
 
@@ -196,21 +196,22 @@ def snapshot_of(
     if found is None:
         raise StudyNotFound(f"study {name!r} was deleted by another program meanwhile")
     driven = driver_of(study) not in ("none", "gone")
-    began, last = _span(found)
     now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    worked, goes_on = found.worked, now if driven else None
+    seen = now if driven or not found.runs else found.runs[-1].last  # what another program runs goes on
     reasons: collections.Counter[str] = collections.Counter()
     for failure in failures if failures is not None else of_trials(engine, name):
         reasons[failure.reason] += failure.count
-    end = now if driven or not found.runs else last
     running = reading_progress.running(engine, name, limit=_MOST).rows
     return Snapshot(
         study=name,
         directions=study.directions,
         states=study.states,
         n_trials=study.n_trials,
-        seconds=max(0.0, (end - began).total_seconds()) if began and end else 0.0,
+        seconds=reading_progress.elapsed(worked[-1:], goes_on),
+        elapsed=reading_progress.elapsed(worked, goes_on),
         finished_here=found.finished,
-        running=tuple(_running(row, driven, end or now) for row in reversed(running)),
+        running=tuple(_running(row, driven, seen) for row in reversed(running)),
         best=study.best,
         best_number=study.best_number,
         best_params=study.best_params,
@@ -227,13 +228,6 @@ def _phase(study: StudyDetail, driven: bool) -> str:
     if driven:
         return study.driving.phase if study.driving else "running"
     return "ended" if study.stop_reason else ""
-
-
-def _span(found: Progress) -> tuple[dt.datetime | None, dt.datetime | None]:
-    """Begin and last sign of the newest run, or of a study that only Optuna runs."""
-    if found.runs:
-        return found.runs[-1].began, found.runs[-1].last
-    return found.first_start, found.last_end
 
 
 def _running(row: RunningRow, driven: bool, now: dt.datetime) -> RunningTrial:
