@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 import tuner
 from tuner.cli.app import _COMMANDS
@@ -56,6 +57,8 @@ def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
         assert "Traceback" not in done.stdout + done.stderr
     status = run("tuner status digits --json", tmp_path).stdout
     assert '"digits"' in status
+    best = tuner.best_checkpoint(tuner.load_study("digits", storage=f"sqlite:///{tmp_path}/tuner.db"))
+    torch.nn.Linear(64, 10).load_state_dict(best.state["network"])  # as the page says
 
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith("make ")])

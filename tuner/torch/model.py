@@ -40,6 +40,8 @@ def prepare(
     """The model on ``trial.device``, ready to train on all ranks; on one rank it is only moved.
 
     Call it on all ranks, with the same model, before the optimiser is made: FSDP replaces parameters.
+    Under DDP save the state of the model that you gave: it has the same keys with one rank and several,
+    and those of the model that you get begin with ``module.``
 
     Args:
         model: the same weights on all ranks, as a seed of the trial's gives them.
@@ -58,6 +60,7 @@ def prepare(
     In an objective::
 
         model = tuner.torch.prepare(network, trial)
+        trial.save_checkpoint({"network": network.state_dict()}, step)
         model = tuner.torch.prepare(network, trial, compression="bf16")
         model = tuner.torch.prepare(network, trial, "fsdp", blocks=[nn.TransformerEncoderLayer])
 
