@@ -33,6 +33,11 @@ from package_without_a_file.part import SPREAD
 
 SEEN = []
 
+def _line_end():
+    sys.stdout.write("a line\\n")
+    sys.stdout.flush()
+    return open("/proc/self/fd/1", "rb").read()[-2:].hex()
+
 def state():
     import numpy, torch
     return {
@@ -82,6 +87,12 @@ def state():
         "shown": warnings.showwarning.__module__,
         "locale": locale.setlocale(locale.LC_NUMERIC),
         "temporary": tempfile.gettempdir(),
+        "of_c": subprocess.run(["sh", "-c", "echo $OF_C $PATH"], stdout=-1).stdout.decode(),
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "streams": [getattr(one, name) for one in (sys.stdout, sys.stderr)
+                    for name in ("encoding", "errors", "line_buffering", "write_through")],
+        "line_ends": _line_end(),
+        "tensor": str(torch.tensor([1 / 3])),
         "loop": asyncio.get_event_loop_policy().get_event_loop().is_closed(),
         "spread": SPREAD,
     }
@@ -127,7 +138,13 @@ def changes_everything(trial):
     sys.path.insert(0, "/nowhere")
     sys.setrecursionlimit(5000)
     sys.excepthook = print
+    sys.stdout.reconfigure(encoding="latin-1", errors="ignore", newline="\\r\\n", write_through=False)
+    sys.stderr.reconfigure(line_buffering=True)
     sys.stdout = open(os.devnull, "w")
+    os.putenv("OF_C", "1")
+    os.putenv("PATH", "/usr/bin:/bin:/nowhere/of/c")
+    os.nice(1)
+    torch.set_printoptions(precision=1)
     builtins.mine = True
     gc.disable()
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -181,6 +198,13 @@ def leaves_a_thread_of_low_level(trial):
 
 def leaves_a_closed_input(trial):
     sys.stdin.close()
+    return says_its_pid(trial)
+
+def leaves_a_low_priority(trial):
+    def refused(*given):
+        raise PermissionError
+    os.setpriority = refused  # as it is for all but root
+    os.nice(1)
     return says_its_pid(trial)
 
 def brings_torch(trial):
@@ -302,6 +326,7 @@ def test_processes_that_a_trial_leaves_are_ended_and_its_own_is_not_kept(kept: R
         "leaves_memory",
         "leaves_files",
         "leaves_a_closed_input",
+        "leaves_a_low_priority",
     ],
 )
 def test_a_process_that_leaks_is_replaced(kept: Runs, name: str) -> None:

@@ -1,10 +1,11 @@
 """What a process was before an attempt, put back after it: for ``isolation="shared"``.
 
 A process that is kept for the next trial starts it as a fresh one would: environment, modules of the user's
-own, import hooks, logging, warnings, signals, limits and cores, locale, event loop, the folder for temporary
-files, the start method of ``multiprocessing``, NumPy's answer to errors, what is switched in torch
-(:mod:`tuner.switches`), CUDA caches. Context variables are those of a context that each attempt has alone.
-One that leaks (threads, child processes, open files, memory) is not kept. What this cannot know of is what an
+own, import hooks, logging, warnings, signals, limits, cores and priority, locale, event loop, the folder for
+temporary files, the settings of standard output, the start method of ``multiprocessing``, NumPy's answer to
+errors, what is switched in torch (:mod:`tuner.switches`), CUDA caches. Context variables are those of a context
+that each attempt has alone. One that leaks (threads, child processes, open files, memory, a priority that cannot
+be had back) is not kept. What this cannot know of is what an
 objective changes inside installed libraries; for that there is ``isolation="attempt"``.
 """
 
@@ -13,8 +14,10 @@ from __future__ import annotations
 import builtins
 import contextlib
 import contextvars
+import ctypes
 import faulthandler
 import gc
+import io
 import locale
 import logging
 import multiprocessing
@@ -45,6 +48,7 @@ MORE_FILES = 32  # open files above those after the first attempt
 PARTING = 0.5  # seconds for threads that are about to end
 
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+_LIBC = ctypes.CDLL(None)
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
@@ -91,6 +95,7 @@ class Slate:
         self._umask = _umask()
         self._path, self._argv = list(sys.path), list(sys.argv)
         self._streams = sys.stdin, sys.stdout, sys.stderr
+        self._settings = [(one, _settings(one)) for one in self._streams[1:] if _is_text(one)]
         self._hooks = sys.excepthook, threading.excepthook, sys.displayhook
         self._rarer_hooks = sys.unraisablehook, sys.breakpointhook, warnings.showwarning
         self._import_hooks = list(sys.meta_path), list(sys.path_hooks)
@@ -103,7 +108,7 @@ class Slate:
         self._loggers = {name: _levels(logger) for name, logger in _loggers().items()}
         self._disabled = logging.root.manager.disable
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._cores = os.sched_getaffinity(0)
+        self._cores, self._priority = os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
         self._limits = {limit: resource.getrlimit(limit) for limit in _LIMITS}
         self._start_method = multiprocessing.get_start_method(allow_none=True)
         self._socket_timeout = socket.getdefaulttimeout()
@@ -143,6 +148,10 @@ class Slate:
             gc.freeze()  # what is left is there for good: it need not be looked through each time
         if any(stream is not None and stream.closed for stream in self._streams):
             return "a standard stream was closed"
+        for stream, settings in self._settings:
+            stream.reconfigure(newline=None, **settings)  # without a look: how it ends lines is not shown
+        if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
+            return "its priority was lowered for good"
         now = _count()
         self._first = self._first or now
         return leak(now, self._first)
@@ -151,6 +160,9 @@ class Slate:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         with contextlib.suppress(OSError):  # cores may be taken from us meanwhile
             os.sched_setaffinity(0, self._cores)
+        if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
+            with contextlib.suppress(OSError):  # only some may raise it again
+                os.setpriority(os.PRIO_PROCESS, 0, self._priority)
         for limit, both in self._limits.items():
             with contextlib.suppress(OSError, ValueError):  # a hard limit that was lowered stays so
                 resource.setrlimit(limit, both)
@@ -172,10 +184,11 @@ class Slate:
 
             numpy.seterr(**self._numpy)
         os.environ = self._environ  # noqa: B003 - an object of the user's may stand there
-        if dict(os.environ) != self._environment:
-            os.environ.clear()
-            os.environ.update(self._environment)
-            time.tzset()
+        for name in os.environ.keys() - self._environment.keys():
+            del os.environ[name]
+        _LIBC.clearenv()  # os.putenv writes what os.environ does not know of
+        os.environ.update(self._environment)
+        time.tzset()
         os.umask(self._umask)
         sys.path[:], sys.argv[:] = self._path, self._argv
         sys.stdin, sys.stdout, sys.stderr = self._streams
@@ -203,6 +216,14 @@ class Slate:
                 logger.setLevel(level)
             logger.handlers[:], logger.filters[:] = handlers, filters
             logger.propagate, logger.disabled = propagate, disabled
+
+
+def _is_text(stream: Any) -> bool:
+    return isinstance(stream, io.TextIOWrapper)
+
+
+def _settings(stream: Any) -> dict[str, Any]:
+    return {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering", "write_through")}
 
 
 def _umask() -> int:

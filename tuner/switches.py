@@ -64,6 +64,7 @@ def _switches() -> list[tuple[Callable[[], Any], Callable[[Any], object]]]:
     import torch
 
     matmul, cudnn, cuda = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.cuda
+    printing = vars(torch._tensor_str.PRINT_OPTS)  # torch.set_printoptions sets them, and nothing tells them
 
     def attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], object]]:
         return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
@@ -73,6 +74,7 @@ def _switches() -> list[tuple[Callable[[], Any], Callable[[Any], object]]]:
 
     return [
         (torch.get_default_dtype, torch.set_default_dtype),
+        (lambda: {**printing}, printing.update),
         (  # to set it imports a compiler: 1.7 s
             lambda: (
                 torch.are_deterministic_algorithms_enabled(),
