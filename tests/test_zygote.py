@@ -18,7 +18,7 @@ from tuner.assignment import Assignment, ObjectiveRef
 from tuner.channel import Place
 from tuner.dispatch import shell as shells
 from tuner.dispatch import working_folder
-from tuner.dispatch.shell import Shell, StaleEpoch
+from tuner.dispatch.shell import LAST, Shell, StaleEpoch
 from tuner.messages import Answer, Finished, Message, Output, Question, Report, Sample, UserAttr, decode
 from tuner.outcome import Outcome, Reason
 from tuner.processes import is_gone, marked
@@ -37,6 +37,11 @@ def quadratic(trial):
 def reports(trial):
     for step in range(500):
         trial.report(float(step), step)
+    return 0.0
+
+def prints_lines(trial):
+    for step in range(500):
+        print(f"epoch {step}")
     return 0.0
 
 def waits(trial):
@@ -238,6 +243,15 @@ def test_an_end_without_a_word_is_told_by_code_or_signal(
 ) -> None:
     shell.start(assignment(file, name), Place())
     assert until_ended(shell) == Outcome(reason=Reason.RANK_LOST, message=message, log_tail=tail)
+
+
+def test_the_last_that_a_rank_printed_stays_also_where_it_ended_well(shell: Shell, file: Path) -> None:
+    shell.start(assignment(file, "prints_lines"), Place())
+    outcome = until_ended(shell)
+    assert (outcome.reason, len(outcome.log_tail)) == (Reason.COMPLETE, LAST)
+    assert outcome.log_tail.endswith("epoch 498\nepoch 499\n")
+    shell.start(assignment(file, "reports"), Place())
+    assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(0.0,))
 
 
 def test_a_forked_process_that_returns_too_does_not_end_the_trial(shell: Shell, file: Path) -> None:

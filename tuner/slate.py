@@ -2,11 +2,11 @@
 
 A process that is kept for the next trial starts it as a fresh one would: environment, modules of the user's
 own, import hooks, logging, warnings, signals, limits, cores and priority, locale, event loop, the folder for
-temporary files, the settings of standard output, the start method of ``multiprocessing``, NumPy's answer to
-errors, what is switched in torch (:mod:`tuner.switches`), CUDA caches. Context variables are those of a context
-that each attempt has alone. One that leaks (threads, child processes, open files, memory, a priority that cannot
-be had back) is not kept. What this cannot know of is what an
-objective changes inside installed libraries; for that there is ``isolation="attempt"``.
+temporary files, how standard output is written, the start method of ``multiprocessing``, NumPy's answer to
+errors, what is switched in torch (:mod:`tuner.switches`), CUDA caches. Context variables are those of a
+context that each attempt has alone. One that leaks (threads, child processes, open files, memory, a priority
+that it cannot raise again) is not kept. What this cannot know of is what an objective changes inside
+installed libraries; for that there is ``isolation="attempt"``.
 """
 
 from __future__ import annotations

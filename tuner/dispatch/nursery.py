@@ -174,6 +174,9 @@ class Nursery:
 
     def tail(self, size: int = TAIL) -> str:
         """The last of what the rank printed, in bytes at most ``size``."""
+        with contextlib.suppress(OSError):
+            if not os.stat(self._log).st_size:
+                return ""  # soon: most short trials print nothing
         with contextlib.suppress(OSError), self._log.open("rb") as handle:
             handle.seek(max(0, os.fstat(handle.fileno()).st_size - size))
             return handle.read().decode(errors="replace")

@@ -53,7 +53,7 @@ from tuner.messages import (
 from tuner.outcome import Outcome, Reason
 from tuner.processes import kill_tree, marked, sweep
 
-__all__ = ["WITHOUT_DRIVER", "Batch", "Begun", "Leaving", "Shell", "StaleEpoch", "Standing"]
+__all__ = ["LAST", "WITHOUT_DRIVER", "Batch", "Begun", "Leaving", "Shell", "StaleEpoch", "Standing"]
 
 PACE = 0.25  # seconds between drains that carry no question and no end
 OUTBOX = 100_000  # messages that wait for their commit; above it the child's reports wait
@@ -63,6 +63,7 @@ WITHOUT_DRIVER = float(os.environ.get("TUNER_WITHOUT_DRIVER", "60"))
 SAVING = 0.75  # the part of them after which the child is asked to save a checkpoint
 WRITING = 0.93  # the part of them after which it is ended, and its last words are written
 LOOK, SOON = 0.5, 0.1  # seconds between two looks at the memory and at the time without a driver
+LAST = 1024  # bytes of output that stay of a rank that ended well: so its row stays within a page of SQLite
 FOLLOW, FOLLOWED = 2.0, 4096  # seconds between two looks at what rank 0 printed, and bytes told of it
 
 
@@ -329,8 +330,9 @@ class Shell:
                 return
             if isinstance(message, Finished):
                 self._finished = True
-                if message.outcome.reason not in (Reason.COMPLETE, Reason.PRUNED):
-                    line = _with_tail(message, self._nursery.tail())
+                is_well = message.outcome.reason in (Reason.COMPLETE, Reason.PRUNED)
+                if tail := self._nursery.tail(LAST) if is_well else self._nursery.tail():
+                    line = _with_tail(message, tail)
             self._outbox.put(message, line)
             if isinstance(message, Question | Finished):
                 self._flush = True
