@@ -5,13 +5,15 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuner import credentials, runtime_env
+from tuner import credentials, load_study, runtime_env
 from tuner.assignment import Assignment, ObjectiveRef
+from tuner.cli import main
 from tuner.dispatch import packages
 from tuner.errors import BadInput
 from tuner.resources import Resources
@@ -131,6 +133,30 @@ def test_a_rank_finds_in_its_copy_what_the_driver_has(tmp_path: Path, folder: st
     assert there.objective.sys_path == ("/pkg", "/pkg/lib", "/opt/lib")
     assert (there.folder, there.sent) == (home, "/pkg")
     assert packages.home_of(attempt, "/pkg") == home
+
+
+def test_modules_that_are_sent_come_before_those_of_the_same_folder_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which the command adds the folder
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lib" / "a_package_that_is_sent").mkdir(parents=True)
+    (tmp_path / "lib" / "a_package_that_is_sent" / "__init__.py").write_text("VALUE = 1.0\n")
+    (tmp_path / "lib" / "a_module_that_is_sent.py").write_text("VALUE = 2.0\n")
+    names = ("a_package_that_is_sent", "a_module_that_is_sent")
+    (tmp_path / "train.py").write_text(
+        f"import {', '.join(names)}\n\ndef objective(trial):\n"
+        f"    trial.set_user_attr('files', [one.__file__ for one in ({', '.join(names)})])\n"
+        f"    return trial.suggest_float('x', 0, 0) + {' + '.join(f'{name}.VALUE' for name in names)}\n"
+    )
+    (tmp_path / "env.yaml").write_text(f"py_modules: [lib/{names[0]}, lib/{names[1]}.py]\n")
+    given = ("--trials", "1", "--cpus", "0.5", "--gpus", "0", "--runtime-env", "env.yaml")
+    assert main(["run", "train.py", "--study", "s", *given]) == 0
+    trial = load_study("s", storage=f"sqlite:///{tmp_path}/tuner.db").trials[0]
+    assert trial.value == 3.0
+    for file, name in zip(trial.user_attrs["files"], names, strict=True):
+        assert "/py_modules_files/" in file
+        assert name in file
 
 
 def test_groups_are_alike_that_were_sent_the_same() -> None:

@@ -50,6 +50,8 @@ __all__ = [
 ]
 
 
+_SENT = "/runtime_resources/py_modules_files/"  # where Ray puts modules on a node
+
 _importing: list[str] = []  # files or modules that are being imported for their objective
 
 
@@ -110,9 +112,10 @@ def load(ref: ObjectiveRef) -> Callable[..., Any]:
     Raises:
         BadObjective: with the file, the line and the cause in one line.
     """
+    sent = [place for place, folder in enumerate(sys.path, 1) if _SENT in str(folder)]
     for folder in reversed(ref.sys_path):
         if folder not in sys.path:
-            sys.path.insert(0, folder)
+            sys.path.insert(max(sent, default=0), folder)  # what was sent counts, as on other nodes
     if ref.pickled:
         try:
             return cloudpickle.loads(ref.pickled)  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from typing import Any
 from storage import mask_url
 from tuner.errors import BadInput
 
-__all__ = ["FIELDS", "beside", "checked", "keeping_out", "sent_folder"]
+__all__ = ["FIELDS", "beside", "checked", "keeping_out", "module_folders", "sent_folder"]
 
 FIELDS = ("excludes", "pip", "py_modules", "working_dir")
 
@@ -70,6 +70,17 @@ def sent_folder(plain: Mapping[str, Any] | None) -> str:
     """
     folder = (plain or {}).get("working_dir", "")
     return "" if _is_uri(folder) or folder.endswith(".zip") else folder
+
+
+def module_folders(plain: Mapping[str, Any] | None) -> list[str]:
+    """The folders of this machine from which the modules that are sent can be imported here, too.
+
+    Example:
+        >>> module_folders({"py_modules": ["/home/ann/lib/mine", "/opt/one.py", "/opt/a.whl", "s3://b/c.zip"]})
+        ['/home/ann/lib', '/opt']
+    """
+    own = [path for path in (plain or {}).get("py_modules", ()) if not _is_uri(path)]
+    return list(dict.fromkeys(os.path.dirname(path) for path in own if not path.endswith(".whl")))
 
 
 def keeping_out(plain: Mapping[str, Any] | None, paths: Iterable[str]) -> dict[str, Any] | None:

@@ -305,11 +305,12 @@ def _newest(failures: Sequence[FailureGroup]) -> str:
 
 def _check(target: str | Recipe, settings: dict[str, Any]) -> None:
     """Refuse a bad objective or setting before anything is written."""
-    from tuner import objective
+    from tuner import objective, runtime_env
     from tuner.alerts import webhook
     from tuner.settings import Settings
 
-    Settings(**{name: value for name, value in settings.items() if name not in UNSTORED})
+    known = Settings(**{name: value for name, value in settings.items() if name not in UNSTORED})
+    sys.path += [one for one in runtime_env.module_folders(known.runtime_env) if one not in sys.path]
     for url in settings.get("alerts", ()):
         webhook(url)
     objective.refer(target)
