@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 import sys
 from typing import Any
 
 import pytest
+from rich.console import Console
 from rich.text import Text
 
 from tuner.progress import (
@@ -299,3 +301,29 @@ def test_sparkline_scales_and_leaves_gaps() -> None:
 def test_texts_for_people() -> None:
     assert [clock_text(seconds) for seconds in (0, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
     assert params_text({"lr": 0.000123456789, "name": "a" * 50}) == "lr=0.000123457 name=" + "a" * 21 + "..."
+
+
+@pytest.mark.parametrize("phase", ["running", "paused", "ended", ""])
+def test_no_colour_is_lost_on_a_light_terminal_nor_on_a_dark_one(phase: str) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
+    several = snapshot(best=None, leaders=((0.9, 3), (1.5, 7)), directions=("maximize", "minimize"))
+    for shot in (snapshot(phase=phase), several):
+        waiting = dataclasses.replace(shot.running[0], number=16, waits="a GPU", note="to resume")
+        for text in frame(dataclasses.replace(shot, running=(*shot.running, waiting)), width=200, height=30):
+            console.print(text)
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    styles = {frozenset(found.split(";")) for found in re.findall(r"\x1b\[([0-9;]+)m", written)}
+    assert len(styles) > 3
+    pale = {
+        "33",
+        "36",
+        "37",
+        "93",
+        "96",
+        "97",
+        "30",
+        "34",
+        "94",
+    }  # yellow, cyan, white; black and blue on dark
+    assert not [style for style in styles if style & pale]
+    assert frozenset({"1", "32"}) not in styles  # which many terminals show as a bright green

@@ -227,7 +227,7 @@ def _counters(snapshot: Snapshot) -> Text:
     of = "" if snapshot.slots is None else f"/{snapshot.slots}"
     text = Text.assemble(
         "  done ",
-        (str(states.get("COMPLETE", 0)), "bold green"),
+        (str(states.get("COMPLETE", 0)), "bold"),
         "  running ",
         (f"{len(snapshot.running)}{of}", "bold"),
         "  pruned ",
@@ -245,13 +245,13 @@ def _best(snapshot: Snapshot) -> Text:
     if snapshot.best is not None:
         return Text.assemble(
             "  best ",
-            (number_text(snapshot.best), "bold green"),
+            (number_text(snapshot.best), "bold"),
             f"  trial {snapshot.best_number}  ",
             (params_text(snapshot.best_params), "dim"),
         )
     text = Text("  best ")
     for (value, number), direction in zip(snapshot.leaders, snapshot.directions, strict=False):
-        text.append(f"{direction} ", "dim").append(number_text(value), "bold green")
+        text.append(f"{direction} ", "dim").append(number_text(value), "bold")
         text.append(f" (trial {number})  ")
     return text if snapshot.leaders else text.append("-")
 

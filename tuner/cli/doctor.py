@@ -66,7 +66,7 @@ def doctor(ctx: click.Context, ray: bool, address: str | None, storage: str | No
 
 
 def _print(finding: Finding) -> None:
-    colour = {"ok": "green", "warning": "yellow", "wrong": "red"}[finding.state]
+    colour = {"ok": "green", "warning": "magenta", "wrong": "red"}[finding.state]  # yellow is lost on white
     click.echo(f"{click.style(finding.state.ljust(8), fg=colour)} {finding.name}: {finding.detail}")
     if finding.fix:
         click.echo(f"         {finding.fix}")
