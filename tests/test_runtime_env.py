@@ -159,6 +159,23 @@ def test_modules_that_are_sent_come_before_those_of_the_same_folder_here(
         assert name in file
 
 
+@pytest.mark.integration
+@pytest.mark.timeout(600)  # a virtual environment is made, and filled from pip's registry
+def test_a_package_is_installed_for_the_ranks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("virtualenv", reason="pip install 'tuner[cluster]'")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(
+        "def objective(trial):\n    import einops\n    trial.set_user_attr('file', einops.__file__)\n"
+        "    trial.set_user_attr('version', einops.__version__)\n    return trial.suggest_float('x', 0, 1)\n"
+    )
+    (tmp_path / "env.yaml").write_text("pip: [einops==0.8.1]\n")
+    given = ("--trials", "1", "--cpus", "0.5", "--gpus", "0", "--runtime-env", "env.yaml")
+    assert main(["run", "train.py", "--study", "s", *given]) == 0
+    found = load_study("s", storage=f"sqlite:///{tmp_path}/tuner.db").trials[0].user_attrs
+    assert "/runtime_resources/pip/" in found["file"]
+    assert found["version"] == "0.8.1"
+
+
 def test_groups_are_alike_that_were_sent_the_same() -> None:
     one = packages.told({"working_dir": "gcs://a.zip", "pip": ["a"], "env_vars": {"A": "1"}})
     assert one == packages.told({"pip": ["a"], "working_dir": "gcs://a.zip", "py_modules": []})
