@@ -75,6 +75,8 @@ CELLS = {
             lambda: tuner.optimize(study, uses_study, n_trials=8),
             lambda: tuner.plot(study, "histroy"),
             lambda: tuner.plot(study, "slice", backend="bokeh"),
+            lambda: tuner.plot(study, "pareto"),
+            lambda: tuner.plot(study, "hypervolume"),
             lambda: tuner.resume("cells", storage=URL),
         ):
             try:
@@ -166,12 +168,14 @@ def test_a_cell_that_is_defined_anew_is_noticed(outputs: dict[str, list[Any]]) -
 
 
 def test_what_a_notebook_cannot_do_is_said_in_one_line(outputs: dict[str, list[Any]]) -> None:
-    by_value, kind, backend, resumed = text(outputs["refused"]).splitlines()
+    by_value, kind, backend, pareto, volume, resumed = text(outputs["refused"]).splitlines()
     assert by_value == (
         "BadObjective the objective uses the study 'cells' of this process, and workers never open the "
         "database; inside it use trial.study"
     )
     assert kind == "BadInput there is no figure 'histroy'; did you mean 'history'?"
     assert backend == "BadInput backend='bokeh': choose 'plotly' or 'matplotlib'"
+    assert "'pareto' cannot be drawn: `plot_pareto_front` function only supports 2 or 3" in pareto
+    assert "'reference_point'; its options are those of optuna.visualization.plot_hyper" in volume
     assert "run its cell) and pass objective=" in resumed
     assert "'tuner resume cells --objective FILE.py:NAME'" in resumed

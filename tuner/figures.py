@@ -54,22 +54,36 @@ def plot(
         ``savefig`` keeps it.
 
     Raises:
-        BadInput: no such figure or backend; the near name is suggested.
+        BadInput: no such figure or backend; the near name is suggested. Or Optuna refuses the study or the
+            options, in its words: ``"pareto"`` needs two or three objectives, and ``"hypervolume"`` a
+            ``reference_point=[...]``.
 
     Example:
         >>> study = optuna.create_study()
         >>> study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
         >>> plot(study, "slice", params=["x"], backend="matplotlib").savefig("slice.png")
     """
-    name = _function(kind)
-    if _backend(backend) == "plotly":
-        return getattr(importlib.import_module("optuna.visualization"), name)(study, **options)
+    name, uses_plotly = _function(kind), _backend(backend) == "plotly"
+    try:
+        with warnings.catch_warnings():
+            # Optuna says of many figures that they are experimental
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return _interactive(name, study, options) if uses_plotly else _still(name, study, options)
+    except (TypeError, ValueError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        options_of = f"its options are those of optuna.visualization.{name}"
+        raise BadInput(f"the figure {kind!r} cannot be drawn: {said}; {options_of}") from error
+
+
+def _interactive(name: str, study: Any, options: Mapping[str, Any]) -> Any:
+    return getattr(importlib.import_module("optuna.visualization"), name)(study, **options)
+
+
+def _still(name: str, study: Any, options: Mapping[str, Any]) -> Any:
     import matplotlib
     import matplotlib.pyplot as plt
 
-    # Optuna sets a style for the whole process, and says of each figure that it is experimental
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with matplotlib.rc_context():  # Optuna sets a style for the whole process
         axes = getattr(importlib.import_module("optuna.visualization.matplotlib"), name)(study, **options)
         while not hasattr(axes, "figure"):  # one, or an array of them
             axes = axes[0]
