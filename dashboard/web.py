@@ -36,8 +36,8 @@ importlib.import_module("dashboard.parts.importance").prepare()
 net_util.get_external_ip = lambda: None
 server.send_at_once()
 
-# Streamlit collects all garbage after each run of a page or a part of one: 0.1 s where it goes through all that
-# was imported, too.
+# Streamlit collects all garbage after each run of a page or a part of one: 0.1 s where it goes through all
+# that was imported, too.
 gc.collect()
 gc.freeze()
 

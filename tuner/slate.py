@@ -95,7 +95,8 @@ class Slate:
         self._umask = _umask()
         self._path, self._argv = list(sys.path), list(sys.argv)
         self._streams = sys.stdin, sys.stdout, sys.stderr
-        self._settings = [(one, _settings(one)) for one in self._streams[1:] if _is_text(one)]
+        texts = [one for one in self._streams[1:] if isinstance(one, io.TextIOWrapper)]
+        self._settings = [(one, _settings(one)) for one in texts]
         self._hooks = sys.excepthook, threading.excepthook, sys.displayhook
         self._rarer_hooks = sys.unraisablehook, sys.breakpointhook, warnings.showwarning
         self._import_hooks = list(sys.meta_path), list(sys.path_hooks)
@@ -218,11 +219,7 @@ class Slate:
             logger.propagate, logger.disabled = propagate, disabled
 
 
-def _is_text(stream: Any) -> bool:
-    return isinstance(stream, io.TextIOWrapper)
-
-
-def _settings(stream: Any) -> dict[str, Any]:
+def _settings(stream: io.TextIOWrapper) -> dict[str, Any]:
     return {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering", "write_through")}
 
 
