@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +387,9 @@ def test_what_a_trial_prints_is_caught_by_descriptor_and_bounded(
     (runs.home / "go").touch()
     folder = working_folder.folder_of(str(log.parent), str(runs.home))
     (Path(folder) / "go").touch()  # what was made after the trial began is not linked
-    assert until_ended(runs.shell) == Outcome(reason=Reason.COMPLETE, values=(0.0,))
+    outcome = until_ended(runs.shell)
+    assert replace(outcome, log_tail="") == Outcome(reason=Reason.COMPLETE, values=(0.0,))
+    assert outcome.log_tail == tail
 
 
 def _within(seconds: float, condition: Callable[[], bool]) -> bool:
