@@ -46,6 +46,7 @@ exec {chromium} "$@"
 """A browser among the processes that :func:`give_way` speaks of. Chromium chooses its own niceness."""
 
 GROUP = f"tuner-bench-{os.getpid()}"
+GROUPS = (Path("/sys/fs/cgroup/cpu", GROUP), Path("/sys/fs/cgroup", GROUP))  # of cgroups 1 and 2
 
 SETTLED = 0.15  # seconds that a page must stay as it is: what comes later counts too
 
@@ -99,9 +100,9 @@ def give_way(yes: bool) -> bool:
 
     False where that cannot be had: it takes root and Linux 5.15.
     """
-    for file in (Path(f"/sys/fs/cgroup/{under}{GROUP}/cpu.idle") for under in ("cpu/", "")):
-        if file.exists():
-            file.write_text("1" if yes else "0")
+    for group in GROUPS:
+        if (group / "cpu.idle").exists():
+            (group / "cpu.idle").write_text("1" if yes else "0")
             return True
     return False
 
@@ -125,6 +126,9 @@ def viewer(playwright: Any, *, elsewhere: bool = False) -> Iterator[Viewer]:
             yield _watched(browser)
         finally:
             browser.close()
+            for group in GROUPS:
+                with contextlib.suppress(OSError):  # another browser is in it, or none was
+                    group.rmdir()
 
 
 def _watched(browser: Any) -> Viewer:
