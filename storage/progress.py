@@ -197,7 +197,8 @@ def elapsed(runs: Sequence[Run], now: dt.datetime | None) -> float:
     ends = [run.last for run in runs]
     if runs and now is not None:
         ends[-1] = max(now, runs[-1].last)
-    return sum(max(0.0, (end - run.began).total_seconds()) for run, end in zip(runs, ends, strict=True))
+    spans = [max(0.0, (end - run.began).total_seconds()) for run, end in zip(runs, ends, strict=True)]
+    return sum(spans, 0.0)
 
 
 def _runs(connection: Connection, uid: str) -> tuple[list[Run], int | None]:
