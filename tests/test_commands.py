@@ -431,6 +431,21 @@ def test_a_checkpoint_stays_until_its_retry_has_ended_and_then_goes(sqlite_url: 
     database.dispose()
 
 
+def test_a_trial_that_was_just_enqueued_comes_before_a_new_one(sqlite_url: str) -> None:
+    def objective(trial: Any) -> float:
+        x: float = trial.suggest_float("x", 0, 1)
+        time.sleep(0.3)  # a trial of some length
+        if trial.number == 1:
+            database = Database(sqlite_url)
+            enqueue.with_params(database, "s", {"x": 0.25}, "ann")
+            database.dispose()
+        return x
+
+    study = make(sqlite_url)
+    run(study, objective, 3)
+    assert study.trials[2].params == {"x": 0.25}
+
+
 def test_a_retry_without_a_checkpoint_says_so_and_starts_from_nothing(
     sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_EVERY = 0.25  # seconds: reports are durable within half a second
 REFRESH_EVERY = 0.5  # seconds between looks at what other programs did
+FRESH = 0.05  # seconds for which the last look counts as new
 GIVE_UP = 600.0  # seconds without a database and without a running trial
 SAY_WAIT = 15.0  # seconds that all wait for resources before we say so
 LOGGED = 10  # failures of a class that are logged, each in a line
@@ -336,6 +337,8 @@ class Driver:
                     self._start(min(self._due, key=lambda one: one.due))
                 case scheduler.StartNew() if not self._has_a_point():
                     return
+                case scheduler.StartNew() if self._must_look_first(counts):
+                    self._held.refresh()
                 case scheduler.StartNew() if counts.running >= counts.slots:  # ahead of its place
                     self._claiming += 1
                     self._attempts.claim_soon(self._claimed.append)
@@ -343,6 +346,13 @@ class Driver:
                     self._due.append(self._attempts.claim())
                 case _:
                     return
+
+    def _must_look_first(self, counts: scheduler.Counts) -> bool:
+        """Whether a trial that was just enqueued may be unknown yet: it comes before a new one that takes a
+        free place. Where trials are so short that looking would cost, the next one is soon enough.
+        """
+        stale = time.monotonic() - self._held.refreshed > FRESH
+        return stale and counts.running < counts.slots and not self._pace.is_shortest
 
     def _take_claimed(self) -> None:
         while self._claimed:

@@ -35,4 +35,9 @@ class Pace:
         """
         if self._average is None or self._average >= SHORT:
             return 0
-        return 1 if self._average >= SHORTEST else 2
+        return 2 if self.is_shortest else 1
+
+    @property
+    def is_shortest(self) -> bool:
+        """What takes milliseconds for each trial is too much."""
+        return self._average is not None and self._average < SHORTEST
