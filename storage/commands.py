@@ -16,7 +16,8 @@ from sqlalchemy.engine import Engine
 from storage import selects
 from storage.clock import utcnow
 from storage.database import Database
-from storage.tables import commands
+from storage.errors import UnknownStudy
+from storage.tables import commands, studies
 from storage.views import CommandRow
 
 __all__ = ["arguments_of", "recent", "result", "send", "withdraw"]
@@ -39,6 +40,9 @@ def send(database: Database, study_uid: str, name: str, arguments: Mapping[str, 
 
     Args:
         author: ``host:pid`` of a command line, or the user of the dashboard.
+
+    Raises:
+        UnknownStudy: it was deleted.
     """
     row = {
         "study_uid": study_uid,
@@ -47,7 +51,10 @@ def send(database: Database, study_uid: str, name: str, arguments: Mapping[str, 
         "author": author,
         "created_at": utcnow(),
     }
+    known = sa.select(studies.c.study_uid).where(studies.c.study_uid == study_uid)
     with database.errors(), database.write() as connection:
+        if connection.execute(known.with_for_update()).first() is None:
+            raise UnknownStudy("the study was deleted by another program meanwhile")
         key = connection.execute(commands.insert().values(row)).inserted_primary_key
     assert key is not None
     return int(key[0])

@@ -76,7 +76,7 @@ def copy(source: Database, target: Database, name: str, new_name: str | None = N
         new_name: in the target; default: the same.
 
     Raises:
-        UnknownStudy: not in the source.
+        UnknownStudy: not in the source, or deleted before its copy began.
         Refused: the target has a study of that name; nothing was written.
         Held: a live driver holds the study in the source.
     """
@@ -93,6 +93,7 @@ def copy(source: Database, target: Database, name: str, new_name: str | None = N
             target.errors(),
             target.write() as writing,
         ):
+            studies.check_there(reading, record)
             return _Copy(reading, writing, record, wanted).run()
     except sa.exc.IntegrityError as error:
         if "studies" not in str(error.orig):

@@ -82,6 +82,7 @@ def again(
         raise UnknownStudy(f"the study {name!r} was deleted meanwhile, and another one has its name")
     with database.errors(), database.write() as connection:
         studies.lock(connection, record.study_id)
+        studies.check_there(connection, record)
         old = _finished(connection, record.study_id, asked)
         trials = [_repeated(one, from_checkpoint) for one in old]
         detail = [{"retry_of" if from_checkpoint else "again_of": one.number} for one in old]
@@ -99,6 +100,7 @@ def with_params(database: Database, name: str, params: Mapping[str, Any], author
     record = _record(database, name)
     with database.errors(), database.write() as connection:
         studies.lock(connection, record.study_id)
+        studies.check_there(connection, record)
         arguments = {"params": dict(params)}
         return _add(connection, record, [_waiting(params)], [{}], "enqueue", arguments, author)
 

@@ -129,6 +129,8 @@ def _suggested(trial: FrozenTrial, space: Callable[[Any], object]) -> Mapping[st
 def _write(database: Database, record: studies.StudyRecord, name: str, trials: list[FrozenTrial]) -> None:
     ways = [optuna.study.StudyDirection[way.upper()] for way in record.directions]
     with database.errors(), database.write() as connection:
+        studies.lock(connection, record.study_id)
+        studies.check_there(connection, record)
         study_id = studies.insert(connection, name, ways)
         studies.copy_attributes(connection, connection, record.study_id, study_id)
         uid = studies.inherit(connection, connection, record.uid, study_id) if record.uid else ""

@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from storage import owner as owners
 from storage.clock import utcnow
 from storage.database import Database
-from storage.errors import Held, LeaseLost, Unavailable
+from storage.errors import Held, LeaseLost, Unavailable, UnknownStudy
 from storage.fence import Fence
 from storage.journal import replay
-from storage.tables import leases
+from storage.tables import leases, studies
 
 __all__ = ["Lease"]
 
@@ -89,6 +89,7 @@ class Lease:
 
         Raises:
             Held: the owner renewed it while we watched.
+            UnknownStudy: the study was deleted.
         """
         seen: tuple[int, int] | None = None
         since = 0.0
@@ -156,6 +157,9 @@ class Lease:
         }
         try:
             with self.database.write() as connection:
+                known = sa.select(studies.c.study_uid).where(studies.c.study_uid == self.study_uid)
+                if connection.execute(known.with_for_update()).first() is None:
+                    raise UnknownStudy(f"study {self.study_name!r} was deleted by another program meanwhile")
                 connection.execute(leases.insert().values(fields))
         except sa.exc.IntegrityError:
             return False

@@ -21,6 +21,7 @@ from storage.tables import HOME_KEY, UID_KEY, checkpoints, metadata, optuna_base
 __all__ = [
     "StudyRecord",
     "check_name",
+    "check_there",
     "checkpoint_paths",
     "copy_attributes",
     "create",
@@ -140,19 +141,31 @@ def register(
             raise UnknownStudy(f"there is no study {name!r} in {database}")
         if not record.uid or record.seed is None:
             _register(connection, record.study_id, seed=seed, sampler=sampler, pruner=pruner)
-    found = find(database, name)
-    assert found is not None
-    return found
+            record = _find(connection, name)
+    assert record is not None  # of this transaction
+    return record
 
 
-def lock(connection: Connection, study_id: int) -> None:
-    """Serialise new trials of a study over all programs until the transaction ends, as Optuna does.
-    On SQLite the write transaction itself does.
+def lock(connection: Connection, study_id: int) -> bool:
+    """Serialise new trials of a study over all programs until the transaction ends, as Optuna does,
+    and keep everybody from deleting it; False where it is not there any more. On SQLite the write
+    transaction itself does.
     """
     table = optuna_tables["studies"]
-    connection.execute(
-        sa.select(table.c.study_id).where(table.c.study_id == study_id).with_for_update()
-    ).all()
+    query = sa.select(table.c.study_id).where(table.c.study_id == study_id).with_for_update()
+    return connection.execute(query).first() is not None
+
+
+def check_there(connection: Connection, record: StudyRecord) -> None:
+    """Refuse to go on with a study that was deleted since it was looked up, also where another one
+    has its name now, or its id, which SQLite gives again.
+
+    Raises:
+        UnknownStudy: it was deleted.
+    """
+    found = _find(connection, record.name)
+    if found is None or found.study_id != record.study_id or record.uid not in ("", found.uid):
+        raise UnknownStudy(f"study {record.name!r} was deleted by another program meanwhile")
 
 
 def copy_attributes(source: Connection, target: Connection, old_id: int, new_id: int) -> None:
@@ -181,7 +194,7 @@ def delete(database: Database, name: str) -> bool:
     """
     with database.errors(), database.write() as connection:
         record = _find(connection, name)
-        if record is None:
+        if record is None or not lock(connection, record.study_id):
             return False
         for table in metadata.tables.values():
             connection.execute(table.delete().where(table.c.study_uid == record.uid))

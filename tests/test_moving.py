@@ -11,7 +11,21 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import tuner
-from storage import Database, Held, Refused, SqlStorage, UnknownStudy, copies, forks, reads, studies, tables
+from storage import (
+    Database,
+    Held,
+    Lease,
+    Refused,
+    SqlStorage,
+    UnknownStudy,
+    commands,
+    copies,
+    enqueue,
+    forks,
+    reads,
+    studies,
+    tables,
+)
 
 SPACE = {"x": FloatDistribution(0, 1), "k": CategoricalDistribution(["a", None, True])}
 
@@ -214,3 +228,41 @@ def test_a_deleted_study_leaves_nothing(url: str) -> None:
         assert len(connection.execute(sa.select(trials.c.trial_id)).all()) == 3
     assert len(plain(url, "kept").trials) == 3
     assert TrialState.WAITING in {one.state for one in plain(url, "kept").trials}
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["gone", "another of its name"])
+def test_who_looked_before_a_study_was_deleted_writes_nothing(
+    url: str, is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two commands do that run at the same moment."""
+    filled(url, count=2)
+    database = Database(url)
+    seen = studies.find(database, "s")
+    assert seen is not None
+    assert studies.delete(database, "s")
+    if is_new:
+        tuner.create_study("s", storage=url)
+    before = _rows(database)
+    with monkeypatch.context() as patched:
+        patched.setattr(studies, "find", lambda *_: seen)
+        for act in (
+            lambda: copies.copy(database, database, "s", "copied"),
+            lambda: forks.fork(database, "s", "forked"),
+            lambda: enqueue.again(database, "s", [0], from_checkpoint=True, author="test"),
+            lambda: enqueue.with_params(database, "s", {"x": 0.5}, author="test"),
+            lambda: commands.send(database, seen.uid, "stop", {"now": False}, "test"),
+            Lease(database, seen.uid, study_name="s", run="test").acquire,
+        ):
+            with pytest.raises(UnknownStudy, match="was deleted by another program"):
+                act()
+    assert _rows(database) == before
+    database.dispose()
+
+
+def _rows(database: Database) -> dict[str, int]:
+    with database.read() as connection:
+        names = sa.inspect(connection).get_table_names()
+        return {
+            name: connection.execute(sa.select(sa.func.count()).select_from(sa.table(name))).scalar_one()
+            for name in names
+        }

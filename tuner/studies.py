@@ -83,7 +83,8 @@ def create_study(
             )
         if record is None:
             record = studies.find(database, study_name)
-            assert record is not None
+            if record is None:
+                raise _deleted(study_name)
             if record.directions != wanted:
                 raise BadInput(
                     f"study {study_name!r} has directions {list(record.directions)}, not {list(wanted)}"
@@ -184,12 +185,17 @@ def _study(
 ) -> optuna.Study:
     seed = record.seed if record.seed is not None else 0
     objectives = len(record.directions)
-    return optuna.load_study(
-        study_name=record.name,
-        storage=database.optuna_storage(),
-        sampler=samplers.sampler(sampler if sampler is not None else record.sampler, seed, objectives),
-        pruner=samplers.pruner(pruner if pruner is not None else record.pruner),
-    )
+    chosen = samplers.sampler(sampler if sampler is not None else record.sampler, seed, objectives)
+    pruning = samplers.pruner(pruner if pruner is not None else record.pruner)
+    backend = database.optuna_storage()
+    try:
+        return optuna.load_study(study_name=record.name, storage=backend, sampler=chosen, pruner=pruning)
+    except KeyError:
+        raise _deleted(record.name) from None
+
+
+def _deleted(name: str) -> StudyNotFound:
+    return StudyNotFound(f"study {name!r} was deleted by another program meanwhile")
 
 
 def _directions(direction: str | None, directions: Sequence[str] | None) -> tuple[str, ...]:

@@ -189,7 +189,9 @@ def delete(name: str, yes: bool, checkpoints: bool, storage: str | None, as_json
             raise StudyNotFound(f"study {name!r} was deleted by another program meanwhile")
         paths = studies.checkpoint_paths(database, record.uid)
         with _as_public(), copies.undriven(database, record):
-            studies.delete(database, name)
+            is_ours = studies.delete(database, name)
+        if not is_ours:
+            raise StudyNotFound(f"study {name!r} was deleted by another program meanwhile")
     if checkpoints:
         from tuner import checkpoint
 
