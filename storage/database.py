@@ -288,7 +288,7 @@ class Database:
         if optuna_too:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                _retry_once(lambda: optuna.storages.RDBStorage(self.text).remove_session())
+                _make(lambda: optuna.storages.RDBStorage(self.text).remove_session())
         with self.write() as connection:
             if not self.is_sqlite:  # two programs may start on an empty database at once
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(7463625)"))
@@ -303,12 +303,18 @@ def _was_ended(error: BaseException | None) -> bool:
     return getattr(error, "sqlstate", None) == "25P03"
 
 
-def _retry_once(call: Any) -> None:
-    """Two programs that create Optuna's tables at once: one of them fails, and finds them then."""
-    try:
-        call()
-    except Exception:
-        call()
+def _make(call: Any) -> None:
+    """Of programs that create Optuna's tables at once all but one fail, at any of its steps, and find
+    what was made when they try again.
+    """
+    deadline = time.monotonic() + _BEING_MADE
+    while True:
+        try:
+            return call()
+        except Exception:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.05)
 
 
 def _check_optuna(connection: Connection, tables: set[str], shown: str) -> None:
