@@ -310,7 +310,8 @@ def _make(call: Any) -> None:
     deadline = time.monotonic() + _BEING_MADE
     while True:
         try:
-            return call()
+            call()
+            return
         except Exception:
             if time.monotonic() >= deadline:
                 raise
