@@ -107,6 +107,7 @@ BAD = {
     "number for a flag": ("progress = 1\n", "progress = 1: give true or false"),
     "numbers for texts": ("env = [1]\n", "env = [1]: give a text in quotes, or a list"),
     "no TOML": ("trials 3\n", "is not TOML"),
+    "too deep": (f"a = {'[' * 100_000}\n", "nested too deeply"),
     "not UTF-8": ("trials = 3 # \udcff\n", "is not TOML"),
     "password": ('storage = "postgresql://ann:hunter2@db/t"\n', "~/.pgpass"),
     "password in the query": ('storage = "postgresql://db/t?user=a&password=hunter2"\n', "~/.pgpass"),
@@ -152,6 +153,13 @@ def test_a_folder_of_that_name_is_said_to_be_none_also_above(run: Run, here: Pat
     with pytest.raises(BadInput, match="is no file"):
         config.find(here / "below")
     assert run("studies", "--help")[0] == 0
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(run: Run, here: Path) -> None:
+    (here / config.NAME).symlink_to(here / "moved.toml")
+    code, out, err = run("studies")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{here / config.NAME} is a link that leads nowhere" in err
 
 
 def test_hunter2s_are_taken_from_a_file_that_nobody_else_reads(here: Path) -> None:

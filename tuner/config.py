@@ -132,6 +132,8 @@ def find(folder: Path | None = None) -> Path | None:
     for parent in (start, *start.parents):
         file = parent / NAME
         with contextlib.suppress(OSError):
+            if parent == start and file.is_symlink() and not file.exists():
+                raise BadInput(f"{file} is a link that leads nowhere; repair it, or delete it")
             if parent != start and file.stat().st_uid not in (0, os.getuid()):
                 continue
             if file.is_file():
@@ -159,6 +161,8 @@ def read(file: Path | None = None) -> Config:
         raise BadInput(f"{file} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{file} is not TOML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise BadInput(f"{file}: a value in it is nested too deeply") from None
     values = {key: _checked(file, key, value) for key, value in _flat(parsed).items()}
     if mode & 0o077:
         _refuse_secrets(file, values)
