@@ -27,7 +27,7 @@ ISOLATIONS = ("attempt", "shared")
 
 OBJECTIVES = """
 import asyncio, decimal, locale, multiprocessing, resource, socket, tempfile, types
-import _thread, builtins, gc, logging, os, random, signal, subprocess, sys, threading, time, warnings
+import _thread, builtins, ctypes, gc, logging, os, random, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import optuna
 from package_without_a_file.part import SPREAD
@@ -90,6 +90,9 @@ def state():
         "temporary": tempfile.gettempdir(),
         "of_c": subprocess.run(["sh", "-c", "echo $OF_C $PATH"], stdout=-1).stdout.decode(),
         "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "scheduler": os.sched_getscheduler(0),
+        "oom_score": Path("/proc/self/oom_score_adj").read_text(),
+        "rounding": ctypes.CDLL(None).fegetround(),
         "streams": [getattr(one, name) for one in (sys.stdout, sys.stderr)
                     for name in ("encoding", "errors", "line_buffering", "write_through")],
         "line_ends": _line_end(),
@@ -145,6 +148,9 @@ def changes_everything(trial):
     os.putenv("OF_C", "1")
     os.putenv("PATH", "/usr/bin:/bin:/nowhere/of/c")
     os.nice(1)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    Path("/proc/self/oom_score_adj").write_text("950")
+    ctypes.CDLL(None).fesetround(0x400)
     torch.set_printoptions(precision=1)
     builtins.mine = True
     gc.disable()

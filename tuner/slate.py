@@ -49,6 +49,8 @@ PARTING = 0.5  # seconds for threads that are about to end
 
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 _LIBC = ctypes.CDLL(None)
+_FLOATING = 64  # bytes; above those of C's fenv_t on any processor
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
@@ -110,6 +112,9 @@ class Slate:
         self._disabled = logging.root.manager.disable
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._cores, self._priority = os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
+        self._scheduling = _scheduling()
+        self._floating = ctypes.create_string_buffer(_FLOATING)  # rounding, and what becomes of denormals
+        _LIBC.fegetenv(self._floating)
         self._limits = {limit: resource.getrlimit(limit) for limit in _LIMITS}
         self._start_method = multiprocessing.get_start_method(allow_none=True)
         self._socket_timeout = socket.getdefaulttimeout()
@@ -151,7 +156,7 @@ class Slate:
             return "a standard stream was closed"
         for stream, settings in self._settings:
             stream.reconfigure(newline=None, **settings)  # without a look: how it ends lines is not shown
-        if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
+        if os.getpriority(os.PRIO_PROCESS, 0) != self._priority or _scheduling() != self._scheduling:
             return "its priority was lowered for good"
         now = _count()
         self._first = self._first or now
@@ -164,6 +169,12 @@ class Slate:
         if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
             with contextlib.suppress(OSError):  # only some may raise it again
                 os.setpriority(os.PRIO_PROCESS, 0, self._priority)
+        if _scheduling() != self._scheduling:
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(0, self._scheduling[0], os.sched_param(0))
+            with contextlib.suppress(OSError):
+                _OOM_SCORE.write_text(self._scheduling[1])
+        _LIBC.fesetenv(self._floating)
         for limit, both in self._limits.items():
             with contextlib.suppress(OSError, ValueError):  # a hard limit that was lowered stays so
                 resource.setrlimit(limit, both)
@@ -221,6 +232,11 @@ class Slate:
 
 def _settings(stream: io.TextIOWrapper) -> dict[str, Any]:
     return {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering", "write_through")}
+
+
+def _scheduling() -> tuple[int, str]:
+    """How the kernel shares out cores, and whom it ends first where memory is short."""
+    return os.sched_getscheduler(0), _OOM_SCORE.read_text()
 
 
 def _umask() -> int:
