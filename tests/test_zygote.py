@@ -39,6 +39,11 @@ def reports(trial):
         trial.report(float(step), step)
     return 0.0
 
+def closes_its_output(trial):
+    print("before")
+    sys.stdout.close()
+    return 0.0
+
 def prints_lines(trial):
     for step in range(500):
         print(f"epoch {step}")
@@ -252,6 +257,11 @@ def test_the_last_that_a_rank_printed_stays_also_where_it_ended_well(shell: Shel
     assert outcome.log_tail.endswith("epoch 498\nepoch 499\n")
     shell.start(assignment(file, "reports"), Place())
     assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(0.0,))
+
+
+def test_an_objective_may_close_its_output(shell: Shell, file: Path) -> None:
+    shell.start(assignment(file, "closes_its_output"), Place())
+    assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(0.0,), log_tail="before\n")
 
 
 def test_a_forked_process_that_returns_too_does_not_end_the_trial(shell: Shell, file: Path) -> None:

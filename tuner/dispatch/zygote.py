@@ -196,10 +196,14 @@ def _become_rank(parent: int, request: _Request) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush()
         os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # an objective may have closed it
+            stream.flush()
 
 
 def _run(request: _Request) -> bool:
@@ -218,8 +222,7 @@ def _run(request: _Request) -> bool:
     with contextlib.closing(PipeChannel(socket.socket(fileno=descriptors["child"]))) as channel:
         place = replace(place, listen_fd=descriptors.get("listen", -1))
         well = worker.run(assignment, place, channel)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
     return well
 
 
