@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import click
 __all__ = [
     "ago",
     "as_plain",
+    "harmless",
     "moment",
     "print_fields",
     "print_json",
@@ -38,6 +40,19 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def harmless(text: str) -> str:
+    """A line of a trial's output for a terminal: without colours, and with no sign that commands it.
+
+    Example:
+        >>> harmless("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07")
+        'red \\\\x1b]0;title\\\\x07'
+    """
+    shown = click.unstyle(text)
+    return "".join(
+        ascii(one)[1:-1] if unicodedata.category(one) == "Cc" and one != "\t" else one for one in shown
+    )
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

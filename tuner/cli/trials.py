@@ -237,7 +237,7 @@ def _print_trial(trial: TrialDetail) -> None:
 
 
 def _print_attempts(trial: TrialDetail) -> None:
-    from tuner.cli.printing import moment
+    from tuner.cli.printing import harmless, moment
 
     if trial.attempt_rows:
         click.secho("attempts", bold=True)
@@ -263,4 +263,4 @@ def _print_attempts(trial: TrialDetail) -> None:
             attempt.log_tail and f"last output:\n{attempt.log_tail}",
         ):
             for row in text.rstrip().splitlines():
-                click.echo(f"     {row}")
+                click.echo(f"     {harmless(row)}")
