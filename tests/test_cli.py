@@ -828,3 +828,16 @@ def test_sizes_and_parameters_are_read_from_text() -> None:
         "e": None,
         "f": 0.001,
     }
+
+
+def test_an_output_without_space_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tuner", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("error: there is no space left where this writes to; make room")

@@ -6,6 +6,7 @@ study is held by a live driver; 130 interrupted, resumable.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -134,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _fail("there is no space left where this writes to; make room, and try again", 2)
         return _unexpected(error)
 
 
