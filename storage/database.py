@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from storage import migrations
+from storage import migrations, remedies
 from storage.errors import Refused, Unavailable
 from storage.masking import mask_url
 from storage.tables import OPTUNA_SCHEMA
@@ -129,11 +129,10 @@ class Database:
         """The URL with its password, for a process that we start; never for a log."""
         return self.url.render_as_string(hide_password=False)
 
-    def _next_step(self, cause: Sequence[str]) -> str:
-        if not self.is_sqlite and any("password" in line for line in cause[:1]):
-            return "; keep it in ~/.pgpass or $PGPASSWORD, or the whole URL in $TUNER_STORAGE"
-        refused = not self.is_sqlite and any("connect" in line.lower() for line in cause[:1])
-        return "; check that the server runs, and its host and port in the URL" if refused else ""
+    def _next_step(self, cause: str) -> str:
+        if self.is_sqlite:
+            return remedies.sqlite(cause, Path(str(self.url.database)))
+        return remedies.postgresql(cause)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -148,9 +147,9 @@ class Database:
             cause = str(getattr(error, "orig", None) or error).strip().splitlines()
             raise Refused(f"the database {self} cannot hold a value: {cause[0]}") from error
         except (sa.exc.InterfaceError, sa.exc.DatabaseError) as error:
-            cause = str(error.orig or error).strip().splitlines()
+            said = (str(error.orig or error).strip() or str(error)).splitlines()[0]
             raise Unavailable(
-                f"the database {self} cannot be used: {cause[0] if cause else error}{self._next_step(cause)}",
+                f"the database {self} cannot be used: {said}{self._next_step(said)}",
                 passing=isinstance(error, sa.exc.InterfaceError | sa.exc.OperationalError)
                 or _was_ended(error.orig),
             ) from error
@@ -160,7 +159,9 @@ class Database:
             passing = isinstance(error, self._dbapi.InterfaceError | self._dbapi.OperationalError)
             passing = passing or _was_ended(error)
             text = " ".join(str(error).split())
-            raise Unavailable(f"the database {self} cannot be used: {text}", passing=passing) from error
+            raise Unavailable(
+                f"the database {self} cannot be used: {text}{self._next_step(text)}", passing=passing
+            ) from error
         except optuna.exceptions.StorageInternalError as error:
             raise Unavailable(f"the database {self} cannot be used: {error.__cause__ or error}") from error
 
@@ -303,7 +304,7 @@ def _was_ended(error: BaseException | None) -> bool:
     return getattr(error, "sqlstate", None) == "25P03"
 
 
-def _make(call: Any) -> None:
+def _make(call: Callable[[], None]) -> None:
     """Of programs that create Optuna's tables at once all but one fail, at any of its steps, and find
     what was made when they try again.
     """

@@ -90,7 +90,14 @@ class Lease:
         Raises:
             Held: the owner renewed it while we watched.
             UnknownStudy: the study was deleted.
+            Unavailable: the database cannot be written to.
         """
+        with self.database.errors():
+            self._take_in_turn()
+        self.fence = self._fence_of(self.epoch)
+        self._heartbeat.start()
+
+    def _take_in_turn(self) -> None:
         seen: tuple[int, int] | None = None
         since = 0.0
         while True:
@@ -121,8 +128,6 @@ class Lease:
                 seen = None
                 continue
             time.sleep(0.1)
-        self.fence = self._fence_of(self.epoch)
-        self._heartbeat.start()
 
     def release(self) -> None:
         """Let go of the lease, so that the next driver need not wait. Safe to call twice."""

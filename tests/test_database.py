@@ -30,6 +30,34 @@ def test_a_database_that_cannot_be_used_is_refused_in_one_line(url: str, part: s
     assert "secret" not in str(caught.value)
 
 
+def test_a_file_that_is_no_database_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database, but a line of text\n" * 9)
+    (tmp_path / "folder.db").mkdir()
+    for name, step in (("text.db", "name a SQLite file"), ("folder.db", "it is a folder: name a file in it")):
+        with pytest.raises(Unavailable, match=step):
+            Database(f"sqlite:///{tmp_path}/{name}")
+
+
+def test_of_many_who_make_a_database_at_once_each_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, failures = (
+        optuna.storages.RDBStorage,
+        [1, 2, 3],
+    )  # another one was first, at one step after the other
+
+    def makes(*given: object, **named: object) -> object:
+        if failures:
+            raise RuntimeError(f"UNIQUE constraint failed: {failures.pop()}")
+        return make(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", makes)
+    found = Database(f"sqlite:///{tmp_path}/tuner.db")
+    with found.read() as connection:
+        assert {"studies", "tuner_studies"} <= set(sa.inspect(connection).get_table_names())
+    found.dispose()
+
+
 def test_reading_a_missing_file_does_not_make_it(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="there is no database"):
         Database(f"sqlite:///{tmp_path}/none.db", create=False)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from storage import Database, Held, Lease, LeaseLost, studies, tables
+from storage import Database, Held, Lease, LeaseLost, Unavailable, studies, tables
 from storage.writes import AddEvent
 
 HOLDER = """
@@ -206,3 +206,14 @@ def test_a_locked_database_is_waited_for(sqlite_url: str) -> None:
     thread.join(timeout=30)
     assert events(database) == ["waited"]
     lease.release()
+
+
+def test_a_lease_in_a_file_that_is_read_only_is_refused_in_one_line(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    record = studies.create(database, "s", ["minimize"], seed=1, sampler=None, pruner=None)
+    assert record is not None
+    database.dispose()
+    database = Database(sqlite_url, read_only=True)
+    with pytest.raises(Unavailable, match="readonly database; it and its folder must be writable"):
+        Lease(database, record.uid, study_name="s", run="test").acquire()
+    database.dispose()
