@@ -16,7 +16,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ from storage.writes import (
     attributes_json,
 )
 
-__all__ = ["AttemptRecord", "CheckpointRecord", "CommandRecord", "HeldStudy"]
+__all__ = ["AttemptRecord", "CheckpointRecord", "CommandRecord", "Ending", "HeldStudy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,19 @@ class CommandRecord:
     author: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The end of an attempt, for the transaction of its trial's terminal state.
+
+    Attributes:
+        then: called after that commit, by whichever thread commits: whether the state is this one, or
+            another program told the trial first.
+    """
+
+    write: EndAttempt
+    then: Callable[[bool], object]
+
+
 class HeldStudy:
     """A study whose lease this process holds. Safe under threads.
 
@@ -105,7 +118,7 @@ class HeldStudy:
         storage: the same for Optuna.
         owned: ids of the trials that this driver, or one before it, dispatched.
         endings: by trial id, the end of the attempt that goes into the transaction of the next
-            terminal state.
+            terminal state, which is then queued like a report: nobody waits for its commit.
         finished_elsewhere: ids of trials of ours that another program told; the driver takes them out.
         refreshed: when :meth:`refresh` was last through, on the monotonic clock.
         attributes_set: counts the attributes of the study that were set here.
@@ -142,7 +155,7 @@ class HeldStudy:
         self.lock = threading.RLock()
         self.image = StudyImage()
         self.owned: set[int] = set()
-        self.endings: dict[int, EndAttempt] = {}
+        self.endings: dict[int, Ending] = {}
         self.finished_elsewhere: set[int] = set()
         self.refused: dict[int, Refused] = {}
         self.refreshed = time.monotonic()

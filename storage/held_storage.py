@@ -176,7 +176,7 @@ class HeldStorage(BaseStorage):
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """Change a trial's state; durable on return.
+        """Change a trial's state; durable on return, unless its end is among the study's ``endings``.
 
         Raises:
             UpdateFinishedTrialError: it was finished before, here or by another program.
@@ -192,16 +192,27 @@ class HeldStorage(BaseStorage):
         now = utcnow()
         numbers = None if values is None else tuple(float(value) for value in values)
         check_values(numbers)
-        end = held.endings.pop(trial_id, None)
+        ending = held.endings.pop(trial_id, None)
+        end = None if ending is None else ending.write
         write = FinishTrial(trial_id=trial_id, state=state, values=numbers, completed=now, end=end)
-        won = held.flush(write)[0]
-        if won is DROPPED or won is False:
-            with held.lock:
+        if ending is None:
+            if not self._finished(write, held.flush(write)):
+                raise UpdateFinishedTrialError(f"trial {trial.number} was finished by another program first")
+            return True
+        then = ending.then
+        held.queue(write, then=lambda results: then(self._finished(write, results)))
+        return True
+
+    def _finished(self, write: FinishTrial, results: Sequence[Any]) -> bool:
+        """The database has answered to the end of a trial; whether it took it."""
+        held, trial_id = self._held, write.trial_id
+        with held.lock:
+            if results[0] is DROPPED or results[0] is False:
                 if trial_id in held.owned:
                     held.finished_elsewhere.add(trial_id)
-            raise UpdateFinishedTrialError(f"trial {trial.number} was finished by another program first")
-        with held.lock:
-            held.image.transition(trial_id, state, values=numbers, completed=to_local(now))
+                return False
+            completed = to_local(write.completed)
+            held.image.transition(trial_id, write.state, values=write.values, completed=completed)
             held.owned.discard(trial_id)
         return True
 

@@ -64,6 +64,10 @@ class MemoryStudy(HeldStudy):
     def returned(self) -> int:
         return 0
 
+    @property
+    def queued(self) -> int:
+        return 0
+
     def queue(self, *writes: Write, then: Any = None) -> None:
         results = [self._apply(write) for write in writes]
         if then is not None:

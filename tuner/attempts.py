@@ -38,7 +38,7 @@ from tuner.retry import Again, PastAttempt, Retry
 from tuner.seeds import trial_seed
 from tuner.study import DrivenStudy, Space
 
-__all__ = ["Attempts", "Due", "Running"]
+__all__ = ["Attempts", "Committed", "Due", "Running"]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,20 @@ class Running:
     ended: bool = False
     killed: bool = False
     apart: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """A trial's terminal state, committed.
+
+    Attributes:
+        is_ours: it is in the database; else another program told the trial first, and its word stands.
+    """
+
+    running: Running
+    outcome: Outcome
+    state: TrialState
+    is_ours: bool
 
 
 class Files(Protocol):
@@ -281,11 +295,35 @@ class Attempts:
         )
 
     def end(self, running: Running, outcome: Outcome) -> Due | TrialState | None:
-        """Record how an attempt ended.
+        """Record how an attempt ended; durable on return.
 
         Returns:
             The next attempt, claimed in the same transaction; or the trial's terminal state; or
             None when another program told the trial first: its word stands.
+
+        Raises:
+            storage.Refused: the database cannot hold what it ended with; the trial is as it was.
+        """
+        heard: list[Committed] = []
+        result = self.end_soon(running, outcome, heard.append)
+        if not isinstance(result, TrialState):
+            return result
+        self._held.flush()
+        if not heard:
+            raise self._held.refused.pop(running.trial_id)
+        return result if self.ended(heard[0]) else None
+
+    def end_soon(
+        self, running: Running, outcome: Outcome, then: Callable[[Committed], object]
+    ) -> Due | TrialState | None:
+        """Queue how an attempt ended, where its trial ends with it.
+
+        Args:
+            then: called after that commit, from any thread, with what :meth:`ended` takes; never where the
+                database refuses what the trial ended with: see ``refused`` of the held study.
+
+        Returns:
+            As :meth:`end`; a terminal state is not durable yet, and a next attempt is.
         """
         decision = retry.decide(outcome, running.history, self._policy)
         plan = self._plan(running.trial_id, running.attempt, outcome.reason) if decision.again else Again()
@@ -311,13 +349,26 @@ class Attempts:
             return dataclasses.replace(due, plan=plan or Again())
         state = retry.state_of(outcome, self._policy)
         try:
-            self._study.finish(running.number, outcome, state, end)
+            self._study.finish(
+                running.number,
+                outcome,
+                state,
+                end,
+                lambda ours: then(Committed(running=running, outcome=outcome, state=state, is_ours=ours)),
+            )
         except UpdateFinishedTrialError:
             self.close_elsewhere(running.trial_id)
             return None
-        self._study.logged.pop(running.trial_id, None)
-        self._tidy(running, state, outcome)
         return state
+
+    def ended(self, end: Committed) -> bool:
+        """Let go of what a trial needs no more whose end is committed; whether that is its end."""
+        if end.is_ours:
+            self._study.logged.pop(end.running.trial_id, None)
+            self._tidy(end.running, end.state, end.outcome)
+        else:
+            self.close_elsewhere(end.running.trial_id)
+        return end.is_ours
 
     def _plan(self, trial_id: int, attempt: int, reason: Reason) -> Again | None:
         """How the attempt after an end differs from it; None: there is none."""

@@ -25,7 +25,7 @@ from storage.writes import SetStudyRow
 from tuner import exhaustive, failures, retry, samplers, scheduler, snapshot
 from tuner.answers import Answers
 from tuner.assignment import Assignment, Draw
-from tuner.attempts import Attempts, Due, Running
+from tuner.attempts import Attempts, Committed, Due, Running
 from tuner.commands import Commands
 from tuner.dispatch.base import Cluster, Executor
 from tuner.errors import BadInput, BadObjective, ClusterUnavailable, StudyHeld, StudyStopped
@@ -93,6 +93,8 @@ class Driver:
         self._takeover = TakeOver(study, self._attempts, executor, job)
         self._running: dict[int, Running] = {}
         self._due: list[Due] = []
+        self._ending: dict[int, Running] = {}  # by trial: their ends are in no commit yet
+        self._ended: collections.deque[Committed] = collections.deque()  # by whichever thread committed them
         self._claimed: collections.deque[Due] = collections.deque()  # by whichever thread committed them
         self._claiming = 0
         self._ahead: set[int] = set()  # numbers of trials that were claimed before there was a place
@@ -153,6 +155,7 @@ class Driver:
                     self._loop()
                 except ClusterUnavailable as error:
                     self._abandon(error)
+                    self._settle()
                     if not self._interrupting:
                         raise
                 reason = self._why()
@@ -211,19 +214,21 @@ class Driver:
 
     def _end_lost(self, running: Running, outcome: Outcome) -> None:
         self._end(running, outcome)
+        self._settle()
         self._takeover.forget(running)
 
     # ------------------------------------------------------------------ the loop
 
     def _loop(self) -> None:
         while True:
+            self._settle()
             self._obey()
             try:
                 self._admit()
             except storage.Unavailable as error:
                 log.debug("nothing starts while the database is away: %s", error)
             self._launch()
-            idle = not self._running and not self._waits_for_database()
+            idle = not self._running and not self._ending and not self._waits_for_database()
             if idle and (self._draining or not self._is_work_left()):
                 return
             now = time.monotonic()
@@ -290,6 +295,10 @@ class Driver:
         self._unacknowledged.clear()
         for trial_id, error in list(self._held.refused.items()):
             del self._held.refused[trial_id]
+            pending = {end.running.trial_id for end in self._ended}
+            if trial_id in self._ending and trial_id not in pending:
+                self._refuse_end(self._ending.pop(trial_id), error)
+                continue
             for running in list(self._running.values()):
                 if running.trial_id != trial_id:
                     continue
@@ -388,7 +397,8 @@ class Driver:
         return scheduler.Counts(
             finished=sum(count for state, count in states.items() if state.is_finished()),
             running=len(self._running),
-            running_unfinished=sum(1 for running in self._running.values() if not running.ended),
+            running_unfinished=len(self._ending)
+            + sum(not running.ended for running in self._running.values()),
             retries_due=due,
             retries_waiting=len(self._due) - due,
             claiming=self._claiming,
@@ -448,6 +458,7 @@ class Driver:
                 raise
             self._due.remove(due)
             self._end(self._attempts.start(due, {}, 0), failures.raised(error))
+            self._settle()  # it may be one too many
         else:
             self._due.remove(due)
             self._dispatch(planned, draw, resources)
@@ -527,17 +538,35 @@ class Driver:
         if running.began is not None and outcome.reason in (Reason.COMPLETE, Reason.PRUNED):
             self._pace.add(time.monotonic() - running.began)
         try:
-            result = self._attempts.end(running, outcome)
-        except storage.Refused as error:  # the trial must not stay open for it
-            text = f"its end could not be stored: {error}"
-            result = self._attempts.end(running, Outcome(reason=Reason.REFUSED, message=text))
+            result = self._attempts.end_soon(running, outcome, self._ended.append)
+        except storage.Refused as error:
+            self._refuse_end(running, error)
+            return
         if isinstance(result, Due):
             self._due.append(result)
-            return
-        if result is None:
-            return
+        elif result is not None:
+            self._ending[running.trial_id] = running
+
+    def _refuse_end(self, running: Running, error: storage.Refused) -> None:
+        """The database cannot hold what a trial ended with: it must not stay open for it."""
+        text = f"its end could not be stored: {error}"
+        self._end(running, Outcome(reason=Reason.REFUSED, message=text))
+
+    def _settle(self) -> None:
+        """Commit the ends of trials that have gathered, then do what waits for them."""
+        while self._ending:
+            self._flush()
+            if not self._ended and not self._held.queued:
+                return  # the database is away
+            while self._ended:
+                end = self._ended.popleft()
+                self._ending.pop(end.running.trial_id, None)
+                if self._attempts.ended(end):
+                    self._follow_up(end.running, end.outcome, end.state)
+
+    def _follow_up(self, running: Running, outcome: Outcome, result: TrialState) -> None:
+        """A trial's end is in the database."""
         self._finished_here += 1
-        self._flush()
         self._tell_of(running, result, outcome)
         if result is TrialState.FAIL:
             self._reasons[outcome.reason] += 1

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 import storage
 from storage import HeldStudy
 from storage.clock import utcnow
+from storage.held import Ending
 from storage.progress import Run
 from storage.writes import AddEvent, AddMetric, EndAttempt, SetStudyRow
 from tuner import frozen, optimizer_state, pruning, samplers
@@ -204,13 +205,23 @@ class DrivenStudy(optuna.Study):
         self.held.flush()
         return True
 
-    def finish(self, number: int, outcome: Outcome, state: TrialState, end: EndAttempt) -> None:
-        """Tell a trial's outcome as a state, and end its attempt, in one transaction.
+    def finish(
+        self,
+        number: int,
+        outcome: Outcome,
+        state: TrialState,
+        end: EndAttempt,
+        then: Callable[[bool], object],
+    ) -> None:
+        """Queue a trial's outcome as a state, and the end of its attempt, as one transaction.
+
+        Args:
+            then: called after the commit, from any thread: whether the state is this one.
 
         Raises:
-            optuna.exceptions.UpdateFinishedTrialError: another program told it first.
+            optuna.exceptions.UpdateFinishedTrialError: another program told it first, and that is known.
         """
-        self.held.endings[end.trial_id] = end
+        self.held.endings[end.trial_id] = Ending(write=end, then=then)
         detail = {"reason": outcome.reason, "state": state.name, "message": outcome.message}
         self.event("finished", detail, trial_id=end.trial_id, attempt=end.attempt)
         values = list(outcome.values) if state is TrialState.COMPLETE else None
@@ -218,9 +229,10 @@ class DrivenStudy(optuna.Study):
         try:
             _tell_with_warning(self, number, values, state)  # tell() would copy the trial for its caller
         except (storage.StorageError, UpdateFinishedTrialError):
+            self.held.endings.pop(end.trial_id, None)
             raise
         except Exception as error:  # of the sampler's own look back: Optuna has told the trial all the same
-            if not self.held.image.trial(end.trial_id).state.is_finished():
+            if end.trial_id in self.held.endings:
                 raise
             text = (
                 f"{type(self.sampler).__name__} failed after trial {number}: {type(error).__name__}: {error}"
