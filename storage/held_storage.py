@@ -6,10 +6,10 @@ import copy
 import datetime as dt
 import itertools
 import json
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -20,7 +20,14 @@ from storage.clock import to_local, to_utc, utcnow
 from storage.errors import Unavailable
 from storage.execution import DROPPED
 from storage.image import clone
-from storage.limits import check_key, check_step, check_template, check_values, to_json
+from storage.limits import (
+    check_key,
+    check_step,
+    check_template,
+    check_values,
+    distribution_text,
+    to_json,
+)
 from storage.writes import (
     AddReport,
     CreateTrial,
@@ -155,23 +162,28 @@ class HeldStorage(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        held = self._held
+        self.set_trial_params(trial_id, [(param_name, distribution, param_value_internal)])
+
+    def set_trial_params(self, trial_id: int, params: Iterable[tuple[str, BaseDistribution, float]]) -> None:
+        """Set parameters that a trial does not have yet: name, distribution, internal representation."""
+        held, writes = self._held, []
         with held.lock:
             trial = self._writable(trial_id)
-            check_key(param_name)
-            self._check_compatible(param_name, distribution)
-            if param_name in trial._params:
-                return  # the first value stands
-            trial._params[param_name] = distribution.to_external_repr(param_value_internal)
-            trial._distributions[param_name] = distribution
-            held.queue(
-                SetParam(
-                    trial_id=trial._trial_id,
-                    name=param_name,
-                    value=float(param_value_internal),
-                    distribution=distribution_to_json(distribution),
-                )
-            )
+            try:
+                for name, distribution, value in params:
+                    check_key(name)
+                    self._check_compatible(name, distribution)
+                    if name in trial._params:
+                        continue  # the first value stands
+                    text = distribution_text(distribution)
+                    write = SetParam(
+                        trial_id=trial._trial_id, name=name, value=float(value), distribution=text
+                    )
+                    trial._params[name] = distribution.to_external_repr(value)
+                    trial._distributions[name] = distribution
+                    writes.append(write)
+            finally:
+                held.queue(*writes)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import FrozenTrial
 
 from storage.errors import Refused
@@ -18,6 +20,7 @@ __all__ = [
     "check_step",
     "check_template",
     "check_values",
+    "distribution_text",
     "to_json",
 ]
 
@@ -28,6 +31,12 @@ MAX_ATTRIBUTE = 16 * 2**20
 # An escape in JSON text counts only behind an even number of backslashes.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89a-f]")
+
+
+@functools.lru_cache(maxsize=4096)
+def distribution_text(distribution: BaseDistribution) -> str:
+    """A distribution as Optuna stores it, made once: every trial has the same ones."""
+    return distribution_to_json(distribution)
 
 
 def check_key(key: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import TrialState
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
@@ -16,6 +14,7 @@ from sqlalchemy.engine import Connection
 from storage import attempt_writes, bulk, tables
 from storage.clock import to_utc
 from storage.floats import stored
+from storage.limits import distribution_text
 from storage.tables import optuna_tables
 from storage.writes import (
     AddMetric,
@@ -69,7 +68,9 @@ def create_trials(connection: Connection, writes: Sequence[CreateTrial]) -> list
                 dist = template._distributions[name]
                 internal = float(dist.to_internal_repr(value))
                 params.append(
-                    SetParam(trial_id=trial_id, name=name, value=internal, distribution=_json(dist))
+                    SetParam(
+                        trial_id=trial_id, name=name, value=internal, distribution=distribution_text(dist)
+                    )
                 )
             for kind, given in (("user", template._user_attrs), ("system", template._system_attrs)):
                 attrs += [
@@ -138,11 +139,6 @@ _NEXT = sa.select(
     sa.func.nextval(sa.func.pg_get_serial_sequence("trials", "trial_id")), _LAST_NUMBER
 ).select_from(sa.func.generate_series(1, sa.bindparam("b_count", type_=sa.Integer)).alias("new"))
 """On PostgreSQL: a row with an id for each new trial, and the study's last number."""
-
-
-@functools.lru_cache(maxsize=4096)
-def _json(distribution: BaseDistribution) -> str:
-    return distribution_to_json(distribution)
 
 
 def _insert_values(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:

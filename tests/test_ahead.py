@@ -19,7 +19,7 @@ from storage import Database
 from storage import tables as our_tables
 from storage.tables import optuna_tables
 from tests.test_faults import wait_for
-from tuner import samplers
+from tuner import blind, samplers
 from tuner.tpe import TPESampler
 
 SPACE = """
@@ -94,8 +94,8 @@ def test_a_parameter_that_is_drawn_ahead_is_what_the_trial_would_have_got(
         return [trial.params for trial in study.trials]
 
     ahead = run("ahead")
-    for name in ("draws_alone", "is_blind"):
-        monkeypatch.setattr(samplers, name, lambda given: False)
+    monkeypatch.setattr(samplers, "draws_alone", lambda given: False)
+    monkeypatch.setattr(blind, "is_blind", lambda given: False)
     assert ahead == run("asked")
     assert {*ahead[1]} == {"x", "y", "kind"}, "a parameter that was not suggested is not the trial's"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import shutil
@@ -341,6 +342,45 @@ def test_gpus_are_assigned_by_ray_one_to_each_trial(cluster: str, pair: Driver, 
             assert driver.messages(number)[0].ranks[0].devices == (attribute,)
             shown.append(attribute)
         assert sorted(shown) == ["0", "1"]
+    finally:
+        driver.executor.close()
+
+
+def test_short_ones_behind_one_that_is_not_short_go_elsewhere(cluster: str, file: Path) -> None:
+    driver = Driver(file, Resources(cpus=2, gpus=0))  # two places
+    try:
+        for number in range(6):
+            name = "waits_apart" if number == 0 else "devices"
+            given = assignment(file, name, number, driver.resources)
+            driver.executor.start(dataclasses.replace(given, short=True))
+        driver.executor.kill(1, Reason.FINISHED_ELSEWHERE, "another program told it")
+        outcomes = [driver.until_released(number) for number in range(1, 6)]
+        assert outcomes[0].reason is Reason.FINISHED_ELSEWHERE
+        assert [one.reason for one in outcomes[1:]] == [Reason.COMPLETE] * 4
+        assert not [one for one in driver.messages(1) if isinstance(one, Started)]
+        assert all(isinstance(driver.messages(number)[0], Started) for number in (0, 2, 3, 4, 5))
+        driver.executor.kill(0, Reason.TIMEOUT, "too long")
+        assert driver.until_released(0).reason is Reason.TIMEOUT
+        assert driver.executor.queued() == 0
+    finally:
+        driver.executor.close()
+
+
+def test_a_shell_that_is_lost_takes_its_whole_series_with_it(
+    cluster: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_group, "LONG", 1e9)
+    driver = Driver(file, Resources(cpus=4, gpus=0))  # one place
+    try:
+        for number in range(4):
+            given = assignment(file, "waits_apart", number, driver.resources)
+            driver.executor.start(dataclasses.replace(given, short=True))
+        driver.until_reported(0)
+        (group,) = driver.executor._groups
+        assert len(group.behind) == 3
+        os.kill(group.info(0)["pid"], signal.SIGKILL)
+        for number in range(4):
+            assert driver.until_released(number).reason is Reason.NODE_LOST
     finally:
         driver.executor.close()
 

@@ -291,7 +291,7 @@ class Runs:
         given = assignment(
             self.file, name, number=self.number, folder=str(self.home), keep=self.keep, study="a/study"
         )
-        self.shell.start(given, Place(folder=folder))
+        self.shell.start([given], Place(folder=folder))
 
 
 @pytest.fixture(params=ISOLATIONS)

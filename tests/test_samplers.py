@@ -7,10 +7,11 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from tuner import samplers
+from tuner import blind, samplers
 from tuner.errors import BadInput
 
 GRID = "grid({'x': [0.0, 0.5, 1.0], 'n': [1, 2, 3], 'k': ['a', 'b']})"
@@ -288,3 +289,23 @@ def test_what_is_given_as_text_is_kept_and_other_objects_are_not() -> None:
     assert samplers.text_of(optuna.samplers.NSGAIISampler()) is None
     assert samplers.text_of("tpe(n_startup_trials=3)") == "tpe(n_startup_trials=3)"
     assert samplers.text_of(None) is None
+
+
+def test_draws_from_a_whole_space_are_those_of_a_random_sampler_asked_for_one_at_a_time() -> None:
+    space = {
+        "x": FloatDistribution(-3.0, 3.0),
+        "step": FloatDistribution(0.0, 1.0, step=0.25),
+        "rate": FloatDistribution(1e-5, 1.0, log=True),
+        "one": FloatDistribution(2.0, 2.0),
+        "width": IntDistribution(1, 512, log=True),
+        "layers": IntDistribution(1, 9, step=2),
+        "kind": CategoricalDistribution(["a", "bb", None]),
+    }
+    whole, alone = optuna.samplers.RandomSampler(), optuna.samplers.RandomSampler()
+    draws = blind.Draws(whole, space)
+    for number in range(200):
+        samplers.reseed(whole, number)
+        samplers.reseed(alone, number)
+        trial = optuna.create_study(sampler=alone).ask()
+        asked = {name: dist.to_internal_repr(trial._suggest(name, dist)) for name, dist in space.items()}
+        assert {name: value for name, _, value in draws} == asked

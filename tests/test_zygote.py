@@ -18,7 +18,8 @@ from tuner.assignment import Assignment, ObjectiveRef
 from tuner.channel import Place
 from tuner.dispatch import shell as shells
 from tuner.dispatch import working_folder
-from tuner.dispatch.shell import LAST, Shell, StaleEpoch
+from tuner.dispatch.shell import Shell, StaleEpoch
+from tuner.dispatch.turns import LAST
 from tuner.messages import Answer, Finished, Message, Output, Question, Report, Sample, UserAttr, decode
 from tuner.outcome import Outcome, Reason
 from tuner.processes import is_gone, marked
@@ -172,7 +173,7 @@ def attribute(messages: list[Message]) -> Any:
 
 
 def test_a_question_is_answered_and_the_outcome_is_the_last_message(shell: Shell, file: Path) -> None:
-    info = shell.start(assignment(file, "quadratic"), Place()).placed
+    info = shell.start([assignment(file, "quadratic")], Place()).placed
     assert info.pid > 0
     messages, _ = drain_until(shell, lambda message: isinstance(message, Question))
     (question,) = messages
@@ -183,7 +184,7 @@ def test_a_question_is_answered_and_the_outcome_is_the_last_message(shell: Shell
 
 
 def test_a_drain_repeats_what_is_not_acknowledged_and_forgets_what_is(shell: Shell, file: Path) -> None:
-    shell.start(assignment(file, "reports"), Place())
+    shell.start([assignment(file, "reports")], Place())
     until_ended(shell)
     first = shell.drain(0, 1, [], 0).messages
     assert [seq for seq, _ in first] == list(range(1, 502))
@@ -194,7 +195,7 @@ def test_a_drain_repeats_what_is_not_acknowledged_and_forgets_what_is(shell: She
 
 
 def test_what_a_rank_prints_is_told_while_it_runs(shell: Shell, file: Path) -> None:
-    shell.start(assignment(file, "prints"), Place())
+    shell.start([assignment(file, "prints")], Place())
     for text, question in (("first line\n", "x"), ("first line\nsecond line\n", "y")):
 
         def is_told(message: Message, text: str = text) -> bool:
@@ -212,7 +213,7 @@ def test_a_full_outbox_makes_the_rank_wait_and_loses_nothing(
     shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shells, "OUTBOX", 20)
-    shell.start(assignment(file, "reports"), Place())
+    shell.start([assignment(file, "reports")], Place())
     steps: list[int] = []
     deadline = time.monotonic() + 60
     ended, seen = False, 0
@@ -234,7 +235,7 @@ def test_calls_of_a_driver_that_was_taken_over_are_refused(file: Path) -> None:
         with pytest.raises(StaleEpoch, match="epoch 4 is over, the study's driver has epoch 5"):
             made.drain(0, 4, [], 0)
         with pytest.raises(StaleEpoch):
-            made.start(assignment(file, "quadratic", epoch=4), Place())
+            made.start([assignment(file, "quadratic", epoch=4)], Place())
     finally:
         made.shutdown(5)
 
@@ -246,31 +247,31 @@ def test_calls_of_a_driver_that_was_taken_over_are_refused(file: Path) -> None:
 def test_an_end_without_a_word_is_told_by_code_or_signal(
     shell: Shell, file: Path, name: str, message: str, tail: str
 ) -> None:
-    shell.start(assignment(file, name), Place())
+    shell.start([assignment(file, name)], Place())
     assert until_ended(shell) == Outcome(reason=Reason.RANK_LOST, message=message, log_tail=tail)
 
 
 def test_the_last_that_a_rank_printed_stays_also_where_it_ended_well(shell: Shell, file: Path) -> None:
-    shell.start(assignment(file, "prints_lines"), Place())
+    shell.start([assignment(file, "prints_lines")], Place())
     outcome = until_ended(shell)
     assert (outcome.reason, len(outcome.log_tail)) == (Reason.COMPLETE, LAST)
     assert outcome.log_tail.endswith("epoch 498\nepoch 499\n")
-    shell.start(assignment(file, "reports"), Place())
+    shell.start([assignment(file, "reports")], Place())
     assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(0.0,))
 
 
 def test_an_objective_may_close_its_output(shell: Shell, file: Path) -> None:
-    shell.start(assignment(file, "closes_its_output"), Place())
+    shell.start([assignment(file, "closes_its_output")], Place())
     assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(0.0,), log_tail="before\n")
 
 
 def test_a_forked_process_that_returns_too_does_not_end_the_trial(shell: Shell, file: Path) -> None:
-    shell.start(assignment(file, "forks_and_both_return"), Place())
+    shell.start([assignment(file, "forks_and_both_return")], Place())
     assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(3.0,))
 
 
 def test_a_rank_that_closed_its_files_says_so_in_its_output(shell: Shell, file: Path) -> None:
-    shell.start(assignment(file, "closes_all_files"), Place())
+    shell.start([assignment(file, "closes_all_files")], Place())
     outcome = until_ended(shell)
     assert outcome.message == "exited with code 1"
     assert outcome.log_tail.strip().endswith("close only files that it has opened")
@@ -279,56 +280,56 @@ def test_a_rank_that_closed_its_files_says_so_in_its_output(shell: Shell, file: 
 def test_a_killed_rank_is_told_by_its_signal_and_the_same_zygote_forks_the_next(
     shell: Shell, file: Path
 ) -> None:
-    info = shell.start(assignment(file, "waits"), Place()).placed
+    info = shell.start([assignment(file, "waits")], Place()).placed
     zygote = psutil.Process(info.pid).ppid()
     drain_until(shell, lambda message: isinstance(message, Report))
     os.kill(info.pid, signal.SIGKILL)
     assert until_ended(shell).message == "was killed by SIGKILL"
-    shell.start(assignment(file, "tells", attempt=2), Place())
+    shell.start([assignment(file, "tells", attempt=2)], Place())
     messages, _ = drain_until(shell, lambda message: False)
     assert attribute(messages)["zygote"] == zygote
 
 
 def test_a_stopped_rank_is_killed(shell: Shell, file: Path) -> None:
-    info = shell.start(assignment(file, "waits"), Place()).placed
+    info = shell.start([assignment(file, "waits")], Place()).placed
     drain_until(shell, lambda message: isinstance(message, Report))
     os.kill(info.pid, signal.SIGSTOP)
-    shell.kill(1)
+    shell.kill(1, 0)
     assert until_ended(shell).message == "was killed by SIGKILL"
     assert is_gone(info.pid)
 
 
 def test_a_helper_in_a_session_of_its_own_ends_with_the_rank(shell: Shell, file: Path) -> None:
-    shell.start(assignment(file, "leaves_a_helper"), Place())
+    shell.start([assignment(file, "leaves_a_helper")], Place())
     messages, ended = drain_until(shell, lambda message: False)
     assert ended
     assert is_gone(attribute(messages))
 
 
 def test_the_wish_to_stop_reaches_the_rank(shell: Shell, file: Path) -> None:
-    shell.start(assignment(file, "obeys"), Place())
-    shell.stop(1)
+    shell.start([assignment(file, "obeys")], Place())
+    shell.stop(1, 0)
     assert until_ended(shell).reason is Reason.INTERRUPTED
 
 
 def test_when_the_zygote_dies_its_rank_and_helpers_end_and_another_takes_the_next_attempt(
     shell: Shell, file: Path
 ) -> None:
-    info = shell.start(assignment(file, "leaves_a_helper_and_waits"), Place()).placed
+    info = shell.start([assignment(file, "leaves_a_helper_and_waits")], Place()).placed
     messages, _ = drain_until(shell, lambda message: isinstance(message, Report))
     helper = attribute(messages)
     os.kill(psutil.Process(info.pid).ppid(), signal.SIGKILL)
     assert until_ended(shell).message == "was lost: the process that it was forked from died"
     assert is_gone(info.pid)
     assert is_gone(helper)
-    shell.start(assignment(file, "tells", attempt=2), Place())
+    shell.start([assignment(file, "tells", attempt=2)], Place())
     assert until_ended(shell).reason is Reason.COMPLETE
 
 
 def test_a_rank_finds_the_process_of_a_script(shell: Shell, file: Path, tmp_path: Path) -> None:
     given = assignment(file, "tells", number=7, folder=str(tmp_path), env={"GIVEN": "1"})
     folder = working_folder.folder_of(shell.ready()["folder"], str(tmp_path))
-    shell.start(given, Place(folder=folder))
+    shell.start([given], Place(folder=folder))
     messages, _ = drain_until(shell, lambda message: False)
     told = attribute(messages)
     assert told.pop("zygote") > 1
@@ -359,7 +360,7 @@ from tuner.channel import Place
 from tuner.dispatch import shell as shells
 shells.WITHOUT_DRIVER = float(sys.argv[1])
 shell = shells.Shell(sys.argv[2], 1, True, ())
-info = shell.start(pickle.load(open(sys.argv[3], "rb")), Place()).placed
+info = shell.start([pickle.load(open(sys.argv[3], "rb"))], Place()).placed
 print(info.pid, shell._folder, flush=True)
 time.sleep(600)
 """

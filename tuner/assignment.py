@@ -89,6 +89,7 @@ class Assignment:
         strict: a fixed parameter that its distribution does not hold is an error, not a warning.
         alone: nothing else of ours runs on its node meanwhile.
         final: the training of a winner, for ``trial.final``.
+        short: it is expected to take milliseconds, and may be begun with others in one go.
         keep: a process that ended well is kept for the next trial: ``isolation="shared"``.
         resources: what it was given; the one it would rather have until it has its place.
         alternatives: what it may be given, in order of preference; none: ``resources`` only.
@@ -121,6 +122,7 @@ class Assignment:
     can_prune: bool = True
     grace: float = 10.0
     alone: bool = False
+    short: bool = False
     keep: bool = False
     strict: bool = False
     final: bool = False

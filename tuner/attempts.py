@@ -8,6 +8,7 @@ What a new driver does with the attempts of the one before it is in :mod:`tuner.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -161,6 +162,11 @@ class Attempts:
         self._origins = Origins(study.held)
         self._kept_for_retries: set[int] = set()  # trials whose checkpoints go once no retry needs them
 
+    @functools.cached_property
+    def _shared_provenance(self) -> str:
+        """What all attempts of the run have in common, as JSON: it is the most of a short trial's rows."""
+        return json.dumps({"study_seed": self._study.seed, **self._provenance}, default=str)
+
     def claim(self) -> Due:
         """Claim a waiting or a new trial: its first attempt."""
         trial = self._study.claim_trial()
@@ -178,7 +184,8 @@ class Attempts:
         """Queue that an attempt goes to so many workers: it may only once that is committed, when ``then``
         is called, from any thread.
         """
-        provenance = {**self._provenance, "seed": trial_seed(self._study.seed, due.number)}
+        seed = trial_seed(self._study.seed, due.number)
+        provenance = f'{self._shared_provenance[:-1]}, "seed": {seed}}}'
         step = due.resume.step if due.resume else None
         fresh = due.attempt == 1 and due.resume is None
         self._held.queue(
@@ -189,7 +196,7 @@ class Attempts:
                 epoch=self._held.lease.epoch,
                 attributes=self._held.drawn(due.trial_id) if fresh else None,
                 relative=json.dumps({name: [one.value, one.distribution] for name, one in draw.items()}),
-                provenance=json.dumps(provenance, default=str),
+                provenance=provenance,
                 resumed_step=step,
             ),
             then=then,
@@ -222,7 +229,7 @@ class Attempts:
                 trial_id=running.trial_id,
                 attempt=running.attempt,
                 epoch=self._held.lease.epoch,
-                ranks=json.dumps([dataclasses.asdict(rank) for rank in ranks]),
+                ranks=json.dumps([rank.__dict__ for rank in ranks]),
             )
         )
 

@@ -22,7 +22,7 @@ import storage
 from storage.clock import utcnow
 from storage.progress import Run, elapsed, runs
 from storage.writes import SetStudyRow
-from tuner import exhaustive, failures, retry, samplers, scheduler, snapshot
+from tuner import blind, exhaustive, failures, retry, scheduler, snapshot
 from tuner.answers import Answers
 from tuner.assignment import Assignment, Draw
 from tuner.attempts import Attempts, Committed, Due, Running
@@ -420,7 +420,7 @@ class Driver:
         queued, alike = self._executor.queued(), not callable(self._settings.resources)
         if queued is None or self._executor.slots() - queued > slots:
             return 0  # they would be begun at once
-        if slots > 1 and alike and samplers.is_blind(self._study.sampler):
+        if slots > 1 and alike and blind.is_blind(self._study.sampler):
             return self._pace.ahead * slots
         return 0
 
@@ -468,7 +468,8 @@ class Driver:
         waits for it.
         """
         number, ranks = due.number, max(one.count for one in resources)
-        self._staged[number] = assignment(self._job, self._study, due, draw, resources)
+        short = self._pace.is_shortest
+        self._staged[number] = assignment(self._job, self._study, due, draw, resources, short=short)
         waits = len(self._running) < self._slots()
         ready = self._launchable.append
         self._running[number] = self._attempts.start(due, draw, ranks, then=lambda results: ready(number))
@@ -520,8 +521,10 @@ class Driver:
             case Question() as question:
                 answer = self._answers.to(running, envelope.rank, question)
                 self._executor.answer(running.number, envelope.rank, answer)
-            case Ended(outcome=outcome, may_live=may_live):
-                self._end(running, outcome, may_live)
+            case Ended() as end:
+                if end.outcome.reason in (Reason.COMPLETE, Reason.PRUNED):
+                    self._pace.add(end.seconds)
+                self._end(running, end.outcome, end.may_live)
             case message:
                 if isinstance(message, Report):
                     running.reported = time.monotonic()
@@ -535,8 +538,6 @@ class Driver:
             self._due.append(self._attempts.out_of_reach(running, outcome, may_live))
             return
         self._outcomes[outcome.reason] += 1
-        if running.began is not None and outcome.reason in (Reason.COMPLETE, Reason.PRUNED):
-            self._pace.add(time.monotonic() - running.began)
         try:
             result = self._attempts.end_soon(running, outcome, self._ended.append)
         except storage.Refused as error:

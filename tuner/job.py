@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial
 
-from tuner import samplers
+from storage.limits import distribution_text
+from tuner import blind
 from tuner.alerts import Alerts
 from tuner.assignment import Assignment, Draw, ObjectiveRef
 from tuner.attempts import Due
@@ -66,19 +67,26 @@ def wanted(job: Job, study: DrivenStudy, due: Due, draw: Mapping[str, Draw]) -> 
 
 
 def assignment(
-    job: Job, study: DrivenStudy, due: Due, draw: Mapping[str, Draw], wanted: Sequence[Resources]
+    job: Job,
+    study: DrivenStudy,
+    due: Due,
+    draw: Mapping[str, Draw],
+    wanted: Sequence[Resources],
+    *,
+    short: bool = False,
 ) -> Assignment:
     """What the ranks of an attempt receive.
 
     Args:
         draw: the trial's joint draw.
         wanted: what it may be given, in order of preference.
+        short: trials take milliseconds.
     """
     trial = study.held.image.trial(due.trial_id)
     params = {
         name: Draw(
             value=float(dist.to_internal_repr(trial.params[name])),
-            distribution=distribution_to_json(dist),
+            distribution=distribution_text(dist),
         )
         for name, dist in trial.distributions.items()
     }
@@ -98,7 +106,7 @@ def assignment(
         fixed=trial.system_attrs.get("fixed_params", {}),
         relative=draw,
         ahead=study.ahead(due.trial_id, draw),
-        study_seed=study.seed if samplers.is_blind(study.sampler) else None,
+        study_seed=study.seed if blind.is_blind(study.sampler) else None,
         user_attrs=dict(trial.user_attrs),
         system_attrs=dict(trial.system_attrs),
         reports=dict(trial.intermediate_values),
@@ -109,5 +117,6 @@ def assignment(
         can_prune=not isinstance(study.pruner, optuna.pruners.NopPruner),
         grace=job.grace,
         alone=due.plan.alone,
+        short=short and not due.plan.alone,
         keep=job.settings.isolation == "shared",
     )

@@ -36,6 +36,7 @@ __all__ = [
     "Saved",
     "Started",
     "SystemAttr",
+    "Turn",
     "Unanswered",
     "UserAttr",
     "decode",
@@ -200,6 +201,21 @@ class Started(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn(Message):
+    """An attempt of a series has begun; what follows is its own. The executor turns it into
+    :class:`Started`; the driver never sees this one.
+
+    Attributes:
+        at: its place in the series, from 0.
+        pid, process: what it runs in, as in :class:`RankInfo`.
+    """
+
+    at: int
+    pid: int
+    process: Mapping[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished(Message):
     """One rank's own word on its end, its last message. The executor turns the endings of all
     ranks into one :class:`Ended`; the driver never sees this one.
@@ -207,11 +223,13 @@ class Finished(Message):
     Attributes:
         collateral: the error only says that a peer went away; the peer's end is the cause.
         device: which of the rank's GPUs failed its probe, from 0; None: none did.
+        seconds: that the objective took; 0 where it was not called to its end.
     """
 
     outcome: Outcome
     collateral: bool = False
     device: int | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +239,12 @@ class Ended(Message):
     Attributes:
         may_live: seconds for which a rank may still live where nobody reaches it: its node was
             cut off. No other attempt may begin before.
+        seconds: that the objective took on rank 0; 0 where nobody knows.
     """
 
     outcome: Outcome
     may_live: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +289,7 @@ _TYPES: dict[str, type[Message]] = {
         Call,
         Started,
         Unanswered,
+        Turn,
         Finished,
         Ended,
         Released,
@@ -285,9 +306,10 @@ def encode(message: Message) -> str:
     # By far the most messages are reports, and json.dumps is a third of what one costs the loop.
     if type(message) is Report and math.isfinite(message.value):
         return f'["Report", {{"step": {message.step}, "value": {float(message.value)!r}}}]'
-    fields = (
-        dataclasses.asdict(message) if isinstance(message, Started | Finished | Ended) else message.__dict__
-    )
+    if type(message) is Finished:
+        fields = {**message.__dict__, "outcome": message.outcome.__dict__}  # asdict copies all that it finds
+    else:
+        fields = dataclasses.asdict(message) if isinstance(message, Started | Ended) else message.__dict__
     return json.dumps([type(message).__name__, fields])
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import cloudpickle
 from optuna.distributions import BaseDistribution
 
-from tuner import by_value
+from tuner import by_value, compiled
 from tuner.assignment import ObjectiveRef
 from tuner.errors import BadInput, BadObjective
 from tuner.imports import TORCH, imports, is_installed_file
@@ -379,7 +379,7 @@ def _import_file(name: str, file: str) -> ModuleType:
             f"the objective's file {file} is not here; send its folder with --working-dir DIR, or "
             "put it where all nodes can read it"
         )
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=compiled.loader(name, file))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,15 +1,17 @@
-"""How long trials take, as far as the driver needs it."""
+"""How long objectives take, as far as the driver needs it."""
 
 from __future__ import annotations
 
 __all__ = ["Pace"]
 
 SHORT, SHORTEST = 2.0, 0.2  # seconds
+BUFFER = 0.1  # seconds of work for each place that are ready, of the shortest trials
+MOST = 24
 _WEIGHT = 0.2  # of the trial that ended last
 
 
 class Pace:
-    """A moving average of the seconds of trials.
+    """A moving average of the seconds that objectives take.
 
     Example:
         >>> pace = Pace()
@@ -24,7 +26,7 @@ class Pace:
         self._average: float | None = None
 
     def add(self, seconds: float) -> None:
-        """A trial has ended."""
+        """An objective has returned."""
         before = seconds if self._average is None else self._average
         self._average = before + _WEIGHT * (seconds - before)
 
@@ -35,7 +37,9 @@ class Pace:
         """
         if self._average is None or self._average >= SHORT:
             return 0
-        return 2 if self.is_shortest else 1
+        if not self.is_shortest:
+            return 1
+        return min(MOST, max(2, int(BUFFER / max(self._average, 1e-6))))
 
     @property
     def is_shortest(self) -> bool:

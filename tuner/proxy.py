@@ -7,6 +7,7 @@ reporting and setting attributes is Optuna's, unchanged.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner import frozen, samplers
+from tuner import blind, frozen
 from tuner.assignment import Assignment, Draw
 from tuner.channel import Channel
 from tuner.messages import Call, Constraint, Param, Report, Sample, SystemAttr, UserAttr
@@ -95,7 +96,7 @@ class _RankSampler:
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: BaseDistribution) -> Any:
         seed = self._assignment.study_seed
         if seed is not None:
-            return samplers.random_draw(seed, self._assignment.number, name, distribution)
+            return blind.random_draw(seed, self._assignment.number, name, distribution)
         text, drawn = distribution_to_json(distribution), self._assignment.ahead.get(name)
         if drawn is not None and drawn.distribution == text:
             value = drawn.value
@@ -212,6 +213,11 @@ def relative_draw(assignment: Assignment) -> tuple[dict[str, Any], dict[str, Bas
     return _external(assignment.relative)
 
 
+@functools.lru_cache(maxsize=1024)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
 def _external(draws: Mapping[str, Draw]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    space = {name: json_to_distribution(draw.distribution) for name, draw in draws.items()}
+    space = {name: _distribution(draw.distribution) for name, draw in draws.items()}
     return {name: space[name].to_external_repr(draw.value) for name, draw in draws.items()}, space

@@ -16,22 +16,18 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from tuner.errors import BadInput
-from tuner.seeds import derived_seed
 
 __all__ = [
     "PRUNERS",
     "SAMPLERS",
     "TESTED",
     "draws_alone",
-    "is_blind",
     "kept",
     "pruner",
-    "random_draw",
     "reseed",
     "resources",
     "sampler",
@@ -192,18 +188,6 @@ def draws_alone(given: BaseSampler) -> bool:
     if isinstance(given, optuna.samplers.TPESampler):
         return type(given).__module__.startswith(("optuna.", "tuner.")) and not given._multivariate
     return type(given) in (optuna.samplers.RandomSampler, optuna.samplers.GridSampler)
-
-
-def is_blind(given: BaseSampler) -> bool:
-    """Whether a sampler looks at no other trial: what it draws is the same however early it is asked."""
-    return type(given) is optuna.samplers.RandomSampler
-
-
-def random_draw(study_seed: int, number: int, name: str, distribution: BaseDistribution) -> Any:
-    """What a RandomSampler of the study draws for a parameter of a trial, wherever it is asked."""
-    drawing = optuna.samplers.RandomSampler()
-    reseed(drawing, derived_seed(study_seed, number, name))
-    return drawing.sample_independent(None, None, name, distribution)  # type: ignore[arg-type]
 
 
 def reseed(target: BaseSampler, seed: int) -> None:

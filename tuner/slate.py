@@ -11,6 +11,7 @@ installed libraries; for that there is ``isolation="attempt"``.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # of signal, without an enum for each number
 import builtins
 import contextlib
 import contextvars
@@ -41,7 +42,7 @@ from typing import Any
 from tuner.arrival import on_import
 from tuner.switches import Switches, device_memory
 
-__all__ = ["Leaks", "Slate", "leak"]
+__all__ = ["Leaks", "Slate", "is_users_file", "leak"]
 
 MORE_MEMORY = 256 * 2**20  # bytes above those after the first attempt
 MORE_FILES = 32  # open files above those after the first attempt
@@ -50,7 +51,7 @@ PARTING = 0.5  # seconds for threads that are about to end
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 _LIBC = ctypes.CDLL(None)
 _FLOATING = 64  # bytes; above those of C's fenv_t on any processor
-_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_OOM_SCORE = "/proc/self/oom_score_adj"
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
@@ -93,7 +94,8 @@ class Slate:
     """Taken in a process before its first attempt; each is made by :meth:`run`, and :meth:`wipe` follows."""
 
     def __init__(self) -> None:
-        self._environ, self._environment = os.environ, dict(os.environ)
+        self._environ = os.environ
+        self._variables = _Variables()
         self._umask = _umask()
         self._path, self._argv = list(sys.path), list(sys.argv)
         self._streams = sys.stdin, sys.stdout, sys.stderr
@@ -107,12 +109,12 @@ class Slate:
         self._builtins = dict(vars(builtins))
         self._modules = dict(sys.modules)
         self._warnings = list(warnings.filters)
-        self._signals = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._signals = {number: _signal.getsignal(number) for number in _SIGNALS}
         self._loggers = {name: _levels(logger) for name, logger in _loggers().items()}
         self._disabled = logging.root.manager.disable
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._cores, self._priority = os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
-        self._scheduling = _scheduling()
+        self._scheduling, self._is_slower = _scheduling(), False
         self._floating = ctypes.create_string_buffer(_FLOATING)  # rounding, and what becomes of denormals
         _LIBC.fegetenv(self._floating)
         self._limits = {limit: resource.getrlimit(limit) for limit in _LIMITS}
@@ -141,13 +143,16 @@ class Slate:
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
         for number, handler in self._signals.items():
-            if handler is not None and signal.getsignal(number) is not handler:
+            if handler is not None and _signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
         self._restore_process()
         self._restore_python()
         self._restore_logging()
-        _forget(set(sys.modules) - set(self._modules))
-        sys.modules.update(self._modules)
+        _forget(sys.modules.keys() - self._modules.keys())
+        if len(sys.modules) > len(self._modules):
+            self._modules = {**sys.modules, **self._modules}  # installed ones stay
+        if sys.modules != self._modules:
+            sys.modules.update(self._modules)
         gc.enable()
         gc.collect()
         if self._first is None:
@@ -156,7 +161,7 @@ class Slate:
             return "a standard stream was closed"
         for stream, settings in self._settings:
             stream.reconfigure(newline=None, **settings)  # without a look: how it ends lines is not shown
-        if os.getpriority(os.PRIO_PROCESS, 0) != self._priority or _scheduling() != self._scheduling:
+        if self._is_slower:
             return "its priority was lowered for good"
         now = _count()
         self._first = self._first or now
@@ -166,18 +171,22 @@ class Slate:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         with contextlib.suppress(OSError):  # cores may be taken from us meanwhile
             os.sched_setaffinity(0, self._cores)
-        if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
+        if self._ranks_otherwise():
             with contextlib.suppress(OSError):  # only some may raise it again
                 os.setpriority(os.PRIO_PROCESS, 0, self._priority)
-        if _scheduling() != self._scheduling:
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(0, self._scheduling[0], os.sched_param(0))
             with contextlib.suppress(OSError):
-                _OOM_SCORE.write_text(self._scheduling[1])
+                Path(_OOM_SCORE).write_text(self._scheduling[1])
+            self._is_slower = self._ranks_otherwise()
         _LIBC.fesetenv(self._floating)
         for limit, both in self._limits.items():
             with contextlib.suppress(OSError, ValueError):  # a hard limit that was lowered stays so
                 resource.setrlimit(limit, both)
+
+    def _ranks_otherwise(self) -> bool:
+        """Whether the kernel gives this process cores, or ends it, before or after others."""
+        return os.getpriority(os.PRIO_PROCESS, 0) != self._priority or _scheduling() != self._scheduling
 
     def _restore_python(self) -> None:
         sys.settrace(None)
@@ -196,10 +205,7 @@ class Slate:
 
             numpy.seterr(**self._numpy)
         os.environ = self._environ  # noqa: B003 - an object of the user's may stand there
-        for name in os.environ.keys() - self._environment.keys():
-            del os.environ[name]
-        _LIBC.clearenv()  # os.putenv writes what os.environ does not know of
-        os.environ.update(self._environment)
+        self._variables.restore()
         time.tzset()
         os.umask(self._umask)
         sys.path[:], sys.argv[:] = self._path, self._argv
@@ -219,7 +225,8 @@ class Slate:
         known.update(self._builtins)
 
     def _restore_logging(self) -> None:
-        logging.disable(self._disabled)
+        if logging.root.manager.disable != self._disabled:  # as below
+            logging.disable(self._disabled)
         for name, logger in _loggers().items():
             level, handlers, filters, propagate, disabled = self._loggers.get(
                 name, (logging.NOTSET, [], [], True, False)
@@ -230,6 +237,27 @@ class Slate:
             logger.propagate, logger.disabled = propagate, disabled
 
 
+class _Variables:
+    """The environment: as ``os.environ`` has it, and as C has it, where ``os.putenv`` writes alone. To set
+    each variable anew is a call, and a tenth of what a short trial costs.
+    """
+
+    def __init__(self) -> None:
+        self._data: dict[bytes, bytes] = dict(os.environ._data)  # type: ignore[attr-defined]
+        self._there = ctypes.c_void_p.in_dll(_LIBC, "environ")
+        texts = [b"%b=%b" % pair for pair in os.environb.items()]
+        self._kept = (ctypes.c_char_p * (len(texts) + 1))(*texts, None)
+        self._used = type(self._kept)()  # setenv writes into it
+
+    def restore(self) -> None:
+        """Put all of it back, in an ``os.environ`` that is the one of the beginning."""
+        known = os.environ._data  # type: ignore[attr-defined]
+        known.clear()
+        known.update(self._data)
+        ctypes.memmove(self._used, self._kept, ctypes.sizeof(self._kept))
+        self._there.value = ctypes.addressof(self._used)
+
+
 def _settings(stream: io.TextIOWrapper) -> dict[str, Any]:
     return {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering", "write_through")}
 
@@ -238,7 +266,7 @@ def _scheduling() -> tuple[int, str]:
     """How the kernel shares out cores, and whom it ends first where memory is short."""
     score = ""
     with contextlib.suppress(OSError):  # not every sandbox has it
-        score = _OOM_SCORE.read_text()
+        score = _read(_OOM_SCORE).decode()
     return os.sched_getscheduler(0), score
 
 
@@ -297,9 +325,14 @@ def _forget(names: set[str]) -> None:
 def _is_users(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if file is not None:
-        return not os.path.abspath(file).startswith(_INSTALLED)
+        return is_users_file(file)
     folders = [*getattr(module, "__path__", ())]  # of a package without a file of its own
     return bool(folders) and not any(f"{os.path.abspath(one)}/".startswith(_INSTALLED) for one in folders)
+
+
+def is_users_file(file: str) -> bool:
+    """Whether a file belongs to no installed package, and to none of ours."""
+    return not os.path.abspath(file).startswith(_INSTALLED)
 
 
 def _is_made(name: str, module: Any) -> bool:
@@ -326,16 +359,25 @@ def _count() -> Leaks:
         threads=max(threading.active_count(), len(sys._current_frames())) - 1,
         children=_children(),
         files=len(os.listdir("/proc/self/fd")),
-        memory=int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+        memory=int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE"),
         device_memory=device_memory(),
     )
 
 
 def _children() -> int:
     """Of this process, and those that have left it for its parent, which forks nothing else."""
-    found: list[str] = []
+    found: list[bytes] = []
     for pid in (os.getpid(), os.getppid()):
         for task in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError):
-                found += Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+                found += _read(f"/proc/{pid}/task/{task}/children").split()
     return len([pid for pid in found if int(pid) != os.getpid()])
+
+
+def _read(path: str) -> bytes:
+    """A file of the kernel's, with no object around it."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 65536)
+    finally:
+        os.close(file)

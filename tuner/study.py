@@ -6,14 +6,13 @@ seed, trial number, parameter), so a resumed study repeats no draw and a rerun r
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import FrozenTrial, TrialState
@@ -22,9 +21,10 @@ import storage
 from storage import HeldStudy
 from storage.clock import utcnow
 from storage.held import Ending
+from storage.limits import distribution_text
 from storage.progress import Run
 from storage.writes import AddEvent, AddMetric, EndAttempt, SetStudyRow
-from tuner import frozen, optimizer_state, pruning, samplers
+from tuner import blind, frozen, optimizer_state, pruning, samplers
 from tuner.assignment import Draw
 from tuner.errors import BadInput
 from tuner.messages import Constraint, Log, Message, Param, Report, SystemAttr, Unanswered, UserAttr
@@ -34,6 +34,8 @@ from tuner.seeds import derived_seed
 __all__ = ["DrivenStudy", "Space", "check_space", "joint_draw"]
 
 log = logging.getLogger(__name__)
+
+_ENCODE = json.JSONEncoder(default=str).encode
 
 Space = Mapping[str, BaseDistribution] | Callable[[optuna.Trial], object] | None
 """Distributions by name, or a function that suggests; evaluated in the driver."""
@@ -66,6 +68,7 @@ class DrivenStudy(optuna.Study):
         self.stop_requested = False
         self.logged: dict[int, set[tuple[str, int]]] = {}
         self.run: Run | None = None
+        self._draws: tuple[Space, blind.Draws] | None = None  # of the space that was drawn from last
         self._space: Mapping[str, BaseDistribution] = {}  # of the trial that ended last
         self._pruning = pruning.Pruning(self, held)
         self._go_on()
@@ -89,6 +92,11 @@ class DrivenStudy(optuna.Study):
         """
         self._thread_local.cached_all_trials = None
         self._reseed(number)
+        if isinstance(space, Mapping) and blind.is_blind(self.sampler) and self._is_blank(trial_id):
+            if self._draws is None or self._draws[0] is not space:
+                self._draws = space, blind.Draws(self.sampler, space)
+            self.held.storage.set_trial_params(trial_id, self._draws[1])
+            return {}
         trial = optuna.Trial(self, trial_id)
         drawn = joint_draw(trial)
         if callable(space):
@@ -97,6 +105,11 @@ class DrivenStudy(optuna.Study):
             for name, dist in space.items():
                 trial._suggest(name, dist)
         return drawn
+
+    def _is_blank(self, trial_id: int) -> bool:
+        """Nobody has said anything about a trial's parameters."""
+        trial = self.held.image.trial(trial_id)
+        return not trial._params and "fixed_params" not in trial._system_attrs
 
     def sample(self, trial_id: int, name: str, distribution: str) -> float:
         """A parameter that did not travel with its trial, in internal representation.
@@ -118,7 +131,7 @@ class DrivenStudy(optuna.Study):
         Args:
             drawn: names that travel with it anyway.
         """
-        if samplers.is_blind(self.sampler) or not samplers.draws_alone(self.sampler):
+        if blind.is_blind(self.sampler) or not samplers.draws_alone(self.sampler):
             return {}  # of a blind one the rank draws itself
         trial = self.held.image.trial(trial_id)
         known = {*trial.params, *trial.system_attrs.get("fixed_params", ())}
@@ -127,7 +140,8 @@ class DrivenStudy(optuna.Study):
             if name in known or name in drawn or dist.single():
                 continue
             try:
-                found[name] = Draw(value=self._independent(trial, name, dist), distribution=_json(dist))
+                value = self._independent(trial, name, dist)
+                found[name] = Draw(value=value, distribution=distribution_text(dist))
             except Exception as error:  # the trial hears of it, if it asks
                 log.debug("%s is not drawn ahead: %s", name, error)
         return found
@@ -242,7 +256,7 @@ class DrivenStudy(optuna.Study):
 
     def event(self, kind: str, detail: Mapping[str, Any], **fields: Any) -> None:
         """Queue a line of the study's event log."""
-        text = json.dumps(dict(detail), default=str)
+        text = _ENCODE(detail)
         epoch, now = self.held.lease.epoch, utcnow()
         self.run = Run(epoch=epoch, began=self.run.began if self.run else now, last=now)
         event = AddEvent(study_uid=self.held.uid, epoch=epoch, kind=kind, detail=text, at=now, **fields)
@@ -299,17 +313,14 @@ class DrivenStudy(optuna.Study):
         samplers.reseed(self.sampler, derived_seed(self.seed, number, *labels))
 
 
-@functools.lru_cache(maxsize=1024)
-def _json(distribution: BaseDistribution) -> str:
-    return distribution_to_json(distribution)
-
-
 def joint_draw(trial: optuna.Trial) -> dict[str, Draw]:
     """What the sampler draws for a trial before it asks."""
     params = trial.relative_params  # to read them is what makes the sampler draw, and say from what
     space = trial.relative_search_space or {}
     return {
-        name: Draw(value=float(space[name].to_internal_repr(value)), distribution=_json(space[name]))
+        name: Draw(
+            value=float(space[name].to_internal_repr(value)), distribution=distribution_text(space[name])
+        )
         for name, value in params.items()
     }
 

@@ -62,6 +62,7 @@ def run(
     which frees the peers from a collective.
     """
     store: Store | None = None
+    seconds = 0.0
     try:
         _check_devices(assignment, place, channel)
         store = _set_up(assignment, place)
@@ -69,7 +70,9 @@ def run(
         trial = Trial(assignment, place, channel, store)
         _seed(assignment)  # again: the import may have brought torch, or drawn numbers
         process = os.getpid()
+        began = time.perf_counter()
         ending = _call(objective, trial, assignment, place)
+        seconds = time.perf_counter() - began
         if os.getpid() != process:
             _end_fork(ending)
     except _DeviceFailed as error:
@@ -78,7 +81,9 @@ def run(
         ending = _Ending(outcome=_failed_start(error), collateral=_is_collateral(error, place))
     if not ending.returned:
         _leave_group()  # before anything else: a peer may wait in a collective
-    channel.send(Finished(outcome=ending.outcome, collateral=ending.collateral, device=ending.device))
+    channel.send(
+        Finished(outcome=ending.outcome, collateral=ending.collateral, device=ending.device, seconds=seconds)
+    )
     well = ending.outcome.reason in (Reason.COMPLETE, Reason.PRUNED)
     if store is not None:
         _farewell(store, place, ending.returned, ending.returned or well)

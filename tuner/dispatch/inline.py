@@ -71,7 +71,7 @@ class InlineExecutor(Executor):
                 channel.run()
         finally:
             self._running = None
-        channel.deliver(Ended(outcome=channel.outcome()))
+        channel.deliver(Ended(outcome=channel.outcome(), seconds=channel.seconds))
         channel.deliver(Released())
 
     def answer(self, number: int, rank: int, answer: Answer) -> None:
@@ -136,6 +136,7 @@ class _InlineChannel:
         self._assignment = assignment
         self._sink = sink
         self._finished: Outcome | None = None
+        self.seconds = 0.0  # that the objective took
         self._failure: BaseException | None = None
         self._seq = 0
         self._questions = 0
@@ -161,7 +162,7 @@ class _InlineChannel:
 
     def send(self, message: Message) -> None:
         if isinstance(message, Finished):
-            self._finished = message.outcome
+            self._finished, self.seconds = message.outcome, message.seconds
             return
         with self._speaking:
             if self._failure is None:

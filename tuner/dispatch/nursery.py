@@ -20,11 +20,11 @@ from tuner.assignment import Assignment
 from tuner.channel import Place
 from tuner.dispatch import memory, zygote
 from tuner.dispatch.surroundings import SHELL_MARK
+from tuner.dispatch.turns import TAIL
 from tuner.processes import sweep
 
 __all__ = ["Nursery", "hang_up"]
 
-TAIL = 16_384  # bytes of output that are kept with an outcome
 MOST = 16 * 2**20  # bytes of output that a rank's file holds; then only the last of it stays
 FORK = 100.0  # seconds that a zygote may take for its imports and the first fork
 
@@ -60,6 +60,7 @@ class Nursery:
         self._changed = threading.Condition()
         self._channel: socket.socket | None = None
         self._theirs: socket.socket | None = None
+        self._turns = -1  # pipe with a byte for each attempt of a series that may still begin
         self._desk: socket.socket | None = None  # of the process that is kept
         self._is_free = False  # it waits for an attempt
         self._listener: socket.socket | None = None
@@ -85,20 +86,33 @@ class Nursery:
             self._channel, self.pid, self._over = ours, 0, False
         return ours
 
-    def fork(self, assignment: Assignment, place: Place) -> bool:
-        """Fork the rank that was prepared; False if it was not there in time, and was ended."""
+    def fork(self, series: Sequence[Assignment], place: Place) -> bool:
+        """Fork the rank that was prepared; False if it was not there in time, and was ended.
+
+        Args:
+            series: attempts for it, one after the other; one that is kept runs all of them, else there is
+                a fork for each.
+        """
         channel, theirs = self._channel, self._theirs
         assert channel is not None
         assert theirs is not None, "prepare() comes first"
+        self._make_turns(len(series) - 1)
         listener, self._listener = self._listener, None
-        output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        output = os.open(self._log, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         listen = listener.fileno() if listener is not None and place.rank == 0 else -1
         try:
-            if not self._give_to_kept(assignment, place, theirs.fileno(), output, listen):
-                desk = self._make_desk() if assignment.keep else None
+            if not self._give_to_kept(series, place, theirs.fileno(), output, listen):
+                desk = self._make_desk() if series[0].keep else None
                 number = desk.fileno() if desk is not None else -1
                 zygote.request(
-                    self._control, assignment, place, theirs.fileno(), output, desk=number, listen=listen
+                    self._control,
+                    series,
+                    place,
+                    theirs.fileno(),
+                    output,
+                    desk=number,
+                    listen=listen,
+                    turns=self._turns,
                 )
                 if desk is not None:
                     desk.close()
@@ -116,19 +130,35 @@ class Nursery:
             sweep(self._folder.name, SHELL_MARK)
         return not late
 
+    def recall(self) -> int:
+        """Begin no further attempt of the series; how many of its last ones do not begin thereby."""
+        with self._changed:
+            return len(os.read(self._turns, 65536)) if self._turns >= 0 else 0
+
+    def _make_turns(self, more: int) -> None:
+        """Let so many attempts of a series follow its first."""
+        with self._changed:
+            if self._turns >= 0:
+                os.close(self._turns)
+                self._turns = -1
+            if more:
+                self._turns, write = os.pipe()
+                os.write(write, b"." * more)
+                os.close(write)
+
     def _give_to_kept(
-        self, assignment: Assignment, place: Place, child: int, output: int, listen: int
+        self, series: Sequence[Assignment], place: Place, child: int, output: int, listen: int
     ) -> bool:
         """Let the process of the last attempt be the rank; False where there is none that waits."""
         with self._changed:
             desk, is_free = self._desk, self._is_free
             self._is_free = False
-        if desk is None or not is_free or not assignment.keep:
+        if desk is None or not is_free or not series[0].keep:
             return False
         with self._changed:
             self.pid = self._kept  # before it can end
         try:
-            zygote.request(desk, assignment, place, child, output, listen=listen)
+            zygote.request(desk, series, place, child, output, listen=listen, turns=self._turns)
         except OSError:  # it has just died
             with self._changed:
                 self.pid = 0

@@ -41,6 +41,7 @@ CAPACITY = 2**18  # bytes of the pipe: some thousand reports, in which the rank 
 LARGE = 2**14  # bytes of a message that may have to wait for a reader
 WHOLE = select.PIPE_BUF  # bytes that the kernel writes whole or not at all
 BELL = b"!"
+QUESTIONS = 2**32  # of an attempt at most
 
 
 def answer_line(question: int, value: Any, error: str) -> bytes:
@@ -127,9 +128,22 @@ class PipeChannel:
         self._stop = False
         self._answers: dict[int, dict[str, Any]] = {}
 
-    def send(self, message: Message) -> None:
+    def begin(self, at: int) -> None:
+        """The next attempt of a series, perhaps in a process of its own, speaks from here on."""
+        self._process = os.getpid()
+        self._questions = at * QUESTIONS  # an answer to the one before would be for nobody
+        self._stop = False
+
+    def send(self, message: Message, *, rings: bool = True) -> None:
+        """See :class:`tuner.channel.Channel`.
+
+        Args:
+            rings: False: also a last word may lie in the pipe until the shell next comes by.
+        """
         try:
             self._send(message)
+            if rings and isinstance(message, Question | Finished):
+                self._socket.sendall(BELL)
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
@@ -146,8 +160,6 @@ class PipeChannel:
             os.write(self._pipe, line)
         else:
             self._send_long(line)
-        if isinstance(message, Question | Finished):
-            self._socket.sendall(BELL)
 
     def _send_long(self, line: bytes) -> None:
         number = b"%d.%d" % (os.getpid(), next(self._long))

@@ -41,6 +41,7 @@ TAKE_OVER = 10.0  # seconds for shells of another driver to answer, and again to
 PING = 2.0  # seconds between two words that the driver lives, whatever its loop is busy with
 LOOK = 1.0  # seconds between two looks at the nodes of a standing cluster
 SWEEP = 5.0  # seconds between two looks at what dead drivers of any study have left on it
+SERIES = 16  # attempts that a group begins in one go at most
 ALONE = 60.0  # seconds that an attempt waits for a node of its own; then it shares one
 WITHOUT_DEADLINE = 60.0  # seconds that attempts get on a node that is to go some time
 HURRY = 2.0  # seconds before a node goes, by which its attempts have left
@@ -114,7 +115,9 @@ class RayExecutor(Executor):
         return any(fits([node], (one.bundle(), 1)) for one in self._usual)
 
     def slots(self) -> int:
-        here = len(self._waiting) + sum(group.number is not None for group in self._groups)
+        here = len(self._waiting) + sum(
+            1 + len(group.behind) for group in self._groups if group.number is not None
+        )
         if self._held_up:
             return here
         if self._more is None:
@@ -128,7 +131,8 @@ class RayExecutor(Executor):
         return here + self._more
 
     def queued(self) -> int:
-        return max(0, len(self._waiting) - len(self._starting))
+        behind = sum(len(group.behind) for group in self._groups)
+        return behind + max(0, len(self._waiting) - len(self._starting))
 
     def adopt(self, wanted: Callable[[Assignment], bool]) -> list[Adopted]:
         if self._connection.is_local or not self._study:
@@ -177,7 +181,8 @@ class RayExecutor(Executor):
         ever = self._ever()
         usual = all(one in self._usual for one in wanted)
         able = [one for one in wanted if usual or fits(ever, (one.bundle(), one.count))]
-        assignment = dataclasses.replace(assignment, alternatives=tuple(able or wanted))
+        if (may_be := tuple(able or wanted)) != assignment.alternatives:
+            assignment = dataclasses.replace(assignment, alternatives=may_be)
         if self._connection.sent:
             assignment = packages.addressed(assignment, self._connection.sent)
         self._waiting.append(assignment)
@@ -266,6 +271,15 @@ class RayExecutor(Executor):
         number, attempt = assignment.number, assignment.attempt
         self._sink(Envelope(number=number, attempt=attempt, rank=rank, seq=seq, message=message))
 
+    def give_back(self, attempts: Sequence[tuple[Assignment, Ended | None]]) -> None:
+        """See :class:`tuner.dispatch.ray_group.Owner`."""
+        self._waiting.extendleft(one for one, end in reversed(attempts) if end is None)
+        for one, end in attempts:
+            if end is not None:
+                self._end_unbegun(one, end)
+        if attempts:
+            self._match()
+
     def became_idle(self, group: Group) -> None:
         """See :class:`tuner.dispatch.ray_group.Owner`."""
         self._started_one, self._failed_starts = True, 0
@@ -336,8 +350,17 @@ class RayExecutor(Executor):
                 if group.shape != shape:
                     continue
                 if group.idle_since is not None:
-                    self._waiting.remove(one)
-                    group.begin(dataclasses.replace(one, resources=resources))
+                    series = self._series(one) if shape.ranks == 1 else [one]
+                    for each in series:
+                        self._waiting.remove(each)
+                    group.begin(
+                        [
+                            each
+                            if each.resources == resources
+                            else dataclasses.replace(each, resources=resources)
+                            for each in series
+                        ]
+                    )
                     return True
                 if not group.is_ready and group not in claimed:
                     claimed[group] = one.number
@@ -348,6 +371,14 @@ class RayExecutor(Executor):
             if self._ever() is self._configured and self._has_room(shape, at_most=True):
                 return self._make(shape, one.number, claimed)  # what waits for a place makes the cluster grow
         return False
+
+    def _series(self, first: Assignment) -> list[Assignment]:
+        """An attempt, with its share of those behind it that may begin in one go."""
+        if not first.short or first.sent:
+            return [first]
+        alike = [one for one in self._waiting if one.short and one.alternatives == first.alternatives]
+        share = -(-len(alike) // max(1, len(self._groups)))
+        return alike[: min(share, SERIES)] if alike[0] is first else [first]
 
     def _make(self, shape: Shape, number: int, claimed: dict[Group, int]) -> bool:
         """Start a group, in place of idle ones of other shapes where there is no room beside them."""
@@ -452,10 +483,13 @@ class RayExecutor(Executor):
         for assignment in self._waiting:
             if assignment.number == number:
                 self._waiting.remove(assignment)
-                self.deliver(assignment, GROUP, 1, Ended(outcome=outcome))
-                self.deliver(assignment, GROUP, 2, Released())
+                self._end_unbegun(assignment, Ended(outcome=outcome))
                 return True
-        return False
+        return any(group.withdraw(number, outcome) for group in self._groups)
+
+    def _end_unbegun(self, assignment: Assignment, end: Ended) -> None:
+        self.deliver(assignment, GROUP, 1, end)
+        self.deliver(assignment, GROUP, 2, Released())
 
     def _keep_time(self) -> None:
         now = time.monotonic()

@@ -9,11 +9,13 @@ driver may take it over, so this one ends shells only with their consent to its 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,8 +31,8 @@ from tuner.dispatch import packages, standing, working_folder
 from tuner.dispatch.devices import Held
 from tuner.dispatch.group import RankEnding, decide
 from tuner.dispatch.set_aside import assigned_devices
-from tuner.dispatch.shell import WITHOUT_DRIVER, Batch, Begun, Shell, StaleEpoch, Standing
-from tuner.messages import Answer, Ended, Finished, Message, RankInfo, Released, Started, decode
+from tuner.dispatch.shell import PACE, WITHOUT_DRIVER, Batch, Begun, Shell, StaleEpoch, Standing
+from tuner.messages import Answer, Ended, Finished, Message, RankInfo, Released, Started, Turn, decode
 from tuner.outcome import Outcome, Reason
 
 __all__ = ["GROUP", "Group", "Owner", "Shape"]
@@ -43,6 +45,7 @@ GROUP = -1
 LEAVING = 10.0  # seconds that the other ranks get when one has ended
 AGAIN = 1.0  # seconds after which a kill is repeated: the first may have come before the child
 DRAIN = 1.0  # seconds of one long poll
+LONG = 0.25  # seconds after which those behind an attempt of a series are recalled
 AT_ONCE = 0.02  # seconds that the start of a single rank waits for its end
 SILENT = 20.0  # seconds without an answer to a drain, after which a shell is taken for dead
 ASK = 0.5  # seconds between two questions to Ray whether a group has its place
@@ -88,6 +91,9 @@ class Owner(Protocol):
     def deliver(self, assignment: Assignment, rank: int, seq: int, message: Message) -> None:
         """Hand a message to the driver."""
 
+    def give_back(self, attempts: Sequence[tuple[Assignment, Ended | None]]) -> None:
+        """Attempts of a series that have not begun, each with its end if it is not to begin elsewhere."""
+
     def became_idle(self, group: Group) -> None:
         """The group can take an attempt."""
 
@@ -126,9 +132,21 @@ class RayShell(Shell):
 
 @dataclass(kw_only=True)
 class _Attempt:
-    """What is known of the attempt that runs; all dicts are by rank."""
+    """What is known of the attempt that runs; all dicts are by rank.
+
+    Attributes:
+        behind: the attempts of its series that follow it, on the same single rank.
+        unwanted: by trial, how those of them end that are not to begin any more.
+        recalled: the shell was told that none of them is to begin.
+        seconds: that the objective took on rank 0.
+    """
 
     assignment: Assignment
+    behind: deque[Assignment] = field(default_factory=deque)
+    unwanted: dict[int, Outcome] = field(default_factory=dict)
+    recalled: bool = False
+    began: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
     start_by: float
     one_node: bool
     launched: bool = False
@@ -146,6 +164,13 @@ class _Attempt:
     deadline: float | None = None
     decided: bool = False
     said: int = 0  # messages of the group itself
+
+    def turn(self, turn: Turn) -> None:
+        """The next attempt of the series has begun; of the one before it, nothing counts here."""
+        self.assignment = self.behind.popleft()
+        self.endings, self.asked, self.deadline = [], self.unwanted.get(self.assignment.number), None
+        self.decided, self.said, self.seconds, self.began = False, 0, 0.0, time.monotonic()
+        self.answers.clear()
 
 
 class Group:
@@ -239,11 +264,21 @@ class Group:
         """The trial that runs here."""
         return self._attempt.assignment.number if self._attempt is not None else None
 
-    def begin(self, assignment: Assignment) -> None:
-        """Run an attempt: rank 0 binds a socket, then every rank is started with its address."""
+    @property
+    def behind(self) -> Collection[Assignment]:
+        """Attempts that wait here for the end of the one that runs."""
+        return self._attempt.behind if self._attempt is not None else ()
+
+    def begin(self, series: Sequence[Assignment]) -> None:
+        """Run an attempt: rank 0 binds a socket, then every rank is started with its address.
+
+        Args:
+            series: with one rank, attempts that run here one after the other.
+        """
+        assignment, behind = series[0], deque(series[1:])
         one_node = len({info["loopback"] for info in self._infos.values()}) == 1
         start_by = time.monotonic() + STARTING
-        self._attempt = _Attempt(assignment=assignment, start_by=start_by, one_node=one_node)
+        self._attempt = _Attempt(assignment=assignment, behind=behind, start_by=start_by, one_node=one_node)
         self.idle_since = None
         if self.shape.ranks == 1:
             self._start_ranks(self._attempt, "", 0)
@@ -274,8 +309,9 @@ class Group:
         """Ask all ranks to stop; end them after the grace."""
         if self._attempt is not None:
             self._attempt.asked = self._attempt.asked or outcome
+            self.recall()
             for shell in self._shells:
-                shell.stop.remote(self._epoch)
+                shell.stop.remote(self._epoch, self._attempt.assignment.number)
             self._shorten(self._attempt, grace)
 
     def kill(self, outcome: Outcome) -> None:
@@ -284,6 +320,22 @@ class Group:
             self._attempt.asked = outcome
             self._shorten(self._attempt, 0)
             self._end_overdue(self._attempt, time.monotonic())
+
+    def withdraw(self, number: int, outcome: Outcome) -> bool:
+        """End an attempt of the series that has not begun, in this way; False where it is not here."""
+        attempt = self._attempt
+        if attempt is None or all(one.number != number for one in attempt.behind):
+            return False
+        attempt.unwanted[number] = outcome
+        self.recall()
+        return True
+
+    def recall(self) -> None:
+        """Begin no further attempt of the series: the executor gets back those that have not begun."""
+        if self._attempt is not None and self._attempt.behind and not self._attempt.recalled:
+            self._attempt.recalled = True
+            ref = self._shells[0].recall.remote(self._epoch)
+            self._owner.watch(ref, self._bound(self._on_recalled, 0))
 
     def keep_time(self, now: float) -> None:
         """End what is past its deadline, and take shells that do not answer for dead.
@@ -305,6 +357,8 @@ class Group:
             if now - attempt.draining_since[rank] > SILENT:
                 self._lose(attempt, rank, "is lost: its shell does not answer", cut_off=True)
         self._end_overdue(attempt, now)
+        if attempt.behind and now - attempt.began > LONG:
+            self.recall()  # it is not that short: those behind it had better go elsewhere
 
     def waits_since(self, now: float) -> float:
         """Seconds that it has waited for its resources; 0 once it has them."""
@@ -313,6 +367,7 @@ class Group:
     def leave(self) -> None:
         """Take no attempt after the one that runs: its node is to go."""
         self._broken = True
+        self.recall()
 
     @property
     def nodes(self) -> set[str]:
@@ -399,8 +454,9 @@ class Group:
                 devices=self._infos[rank]["devices"],
                 folder=folders[node],
             )
-            eager = AT_ONCE if self.shape.ranks == 1 else 0.0
-            ref = shell.start.remote(attempt.assignment, place, eager)
+            eager = 0.0 if self.shape.ranks > 1 else PACE if attempt.behind else AT_ONCE
+            series = (attempt.assignment, *attempt.behind)
+            ref = shell.start.remote(series, place, eager)
             self._owner.watch(ref, self._bound(self._on_started, rank))
 
     def _on_started(self, attempt: _Attempt, rank: int, begun: Begun) -> None:
@@ -408,10 +464,40 @@ class Group:
         if attempt.gone:
             self._drain(attempt, rank)
         elif len(attempt.placed) == self.shape.ranks:
-            self._say(attempt, Started(ranks=tuple(attempt.placed[one] for one in sorted(attempt.placed))))
+            if not attempt.behind:  # else each of the series says so itself
+                self._started(attempt)
             self._on_batch(attempt, rank, begun.batch)
             for one in sorted(attempt.placed):  # what the others have said by now comes with these
                 self._drain(attempt, one)
+
+    def _started(self, attempt: _Attempt) -> None:
+        ranks = tuple(attempt.placed[one] for one in sorted(attempt.placed))
+        self._say(attempt, Started(ranks=ranks))
+
+    def _on_recalled(self, attempt: _Attempt, rank: int, count: int) -> None:
+        """The last of the series do not begin here."""
+        back = [attempt.behind.pop() for _ in range(min(count, len(attempt.behind)))]
+        self._owner.give_back([(one, self._end_of(attempt, one)) for one in reversed(back)])
+
+    def _turn(self, attempt: _Attempt, rank: int, turn: Turn) -> None:
+        """It is the turn of the next attempt of a series."""
+        if turn.at:
+            self._close(attempt)
+            attempt.turn(turn)
+        attempt.placed[rank] = dataclasses.replace(attempt.placed[rank], pid=turn.pid, process=turn.process)
+        self._started(attempt)
+        if attempt.asked is not None:
+            self._shorten(attempt, 0)
+            self._end_overdue(attempt, time.monotonic())
+
+    def _close(self, attempt: _Attempt) -> None:
+        """Say how the attempt ended, if that was not said."""
+        if not attempt.decided:
+            attempt.decided = True
+            outcome = decide(attempt.endings, attempt.asked)
+            ended = Ended(outcome=outcome, may_live=self._may_live(attempt), seconds=attempt.seconds)
+            self._say(attempt, ended)
+        self._say(attempt, Released())
 
     def _drain(self, attempt: _Attempt, rank: int) -> None:
         if self._attempt is not attempt or rank in attempt.gone or rank in attempt.draining_since:
@@ -431,7 +517,10 @@ class Group:
                 continue
             attempt.delivered[rank] = seq
             message = decode(line)
-            if isinstance(message, Finished):
+            if isinstance(message, Turn):
+                self._turn(attempt, rank, message)
+            elif isinstance(message, Finished):
+                attempt.seconds = message.seconds if rank == 0 else attempt.seconds
                 ending = RankEnding(rank=rank, outcome=message.outcome, collateral=message.collateral)
                 attempt.endings.append(ending)
                 if message.device is not None:
@@ -482,21 +571,28 @@ class Group:
         failed = any(ending.outcome.reason not in _WELL for ending in attempt.endings)
         if leader or failed:
             self._shorten(attempt, LEAVING)
-        ended: list[Message] = []
-        if not attempt.decided and (everyone or (leader and silent)):
-            attempt.decided = True
-            outcome = decide(attempt.endings, attempt.asked)
-            ended.append(Ended(outcome=outcome, may_live=self._may_live(attempt)))
-        if everyone:
-            ended.append(Released())
-            self._attempt = None
-            self.idle_since = None if self._broken else time.monotonic()
-            if not self._broken:  # one that waits begins before this end is recorded
-                self._owner.became_idle(self)
-        for message in ended:
-            self._say(attempt, message)
-        if everyone and self._broken:
+        if not everyone:
+            if not attempt.decided and leader and silent:
+                attempt.decided = True
+                outcome = decide(attempt.endings, attempt.asked)
+                self._say(attempt, Ended(outcome=outcome, seconds=attempt.seconds))
+            return
+        self._attempt = None
+        self.idle_since = None if self._broken else time.monotonic()
+        self._owner.give_back([(one, self._end_of(attempt, one)) for one in attempt.behind])
+        if not self._broken:  # one that waits begins before this end is recorded
+            self._owner.became_idle(self)
+        self._close(attempt)
+        if self._broken:
             self._owner.broke(self, attempt.endings[-1].outcome.message)
+
+    def _end_of(self, attempt: _Attempt, one: Assignment) -> Ended | None:
+        """How an attempt of the series that has not begun here ends; None: it begins elsewhere."""
+        last = attempt.endings[-1].outcome if attempt.endings else None
+        if attempt.launched and self._broken and last is not None and last.reason is Reason.NODE_LOST:
+            return Ended(outcome=last, may_live=self._may_live(attempt))
+        unwanted = attempt.unwanted.get(one.number)
+        return None if unwanted is None else Ended(outcome=unwanted)
 
     def _may_live(self, attempt: _Attempt) -> float:
         """For how many seconds a rank that was cut off may live on. On this host it is ended instead."""
@@ -518,7 +614,7 @@ class Group:
             attempt.deadline = now + AGAIN
             for rank, shell in enumerate(self._shells):
                 if rank not in attempt.gone:
-                    shell.kill.remote(self._epoch)
+                    shell.kill.remote(self._epoch, attempt.assignment.number)
 
     def _shorten(self, attempt: _Attempt, seconds: float) -> None:
         moment = time.monotonic() + seconds

@@ -36,6 +36,7 @@ from tuner.dispatch.nursery import Nursery, hang_up
 from tuner.dispatch.outbox import Outbox
 from tuner.dispatch.pipe import STOP, answer_line, lines
 from tuner.dispatch.surroundings import SHELL_MARK, environment, loopback
+from tuner.dispatch.turns import kept
 from tuner.errors import BadInput
 from tuner.messages import (
     Answer,
@@ -46,6 +47,7 @@ from tuner.messages import (
     Question,
     RankInfo,
     Saved,
+    Turn,
     Unanswered,
     decode,
     encode,
@@ -53,7 +55,7 @@ from tuner.messages import (
 from tuner.outcome import Outcome, Reason
 from tuner.processes import kill_tree, marked, sweep
 
-__all__ = ["LAST", "WITHOUT_DRIVER", "Batch", "Begun", "Leaving", "Shell", "StaleEpoch", "Standing"]
+__all__ = ["WITHOUT_DRIVER", "Batch", "Begun", "Leaving", "Shell", "StaleEpoch", "Standing"]
 
 PACE = 0.25  # seconds between drains that carry no question and no end
 OUTBOX = 100_000  # messages that wait for their commit; above it the child's reports wait
@@ -63,7 +65,6 @@ WITHOUT_DRIVER = float(os.environ.get("TUNER_WITHOUT_DRIVER", "60"))
 SAVING = 0.75  # the part of them after which the child is asked to save a checkpoint
 WRITING = 0.93  # the part of them after which it is ended, and its last words are written
 LOOK, SOON = 0.5, 0.1  # seconds between two looks at the memory and at the time without a driver
-LAST = 1024  # bytes of output that stay of a rank that ended well: so its row stays within a page of SQLite
 FOLLOW, FOLLOWED = 2.0, 4096  # seconds between two looks at what rank 0 printed, and bytes told of it
 
 
@@ -138,7 +139,10 @@ class Shell:
         self._environment = environment(run, self._folder.name, cpus, hide_gpus, shared)
         self._changed = threading.Condition()
         self._outbox = Outbox()
-        self._assignment: Assignment | None = None
+        self._series: Sequence[Assignment] = ()
+        self._assignment: Assignment | None = None  # the one of the series that runs
+        self._turned = 0  # number of the message with which it began
+        self._killed: int | None = None  # the trial for which a process was ended
         self._placed: RankInfo | None = None
         self._place = Place()
         self._began = 0.0
@@ -179,6 +183,10 @@ class Shell:
         with self._changed:
             if self._closing or self._leaving:
                 raise Leaving("it was without a driver for too long, and ends")
+            self._recall()
+            # one may have begun of which we have not heard
+            self._changed.wait_for(lambda: self._ended or self._is_last(), timeout=UNANSWERED)
+            self._outbox.forget(self._turned)
             self._outbox.drop_answered()
             self._flush = True
             return Standing(
@@ -197,20 +205,26 @@ class Shell:
         self._check(epoch)
         return self._nursery.listen(host)
 
-    def start(self, assignment: Assignment, place: Place, timeout: float = 0.0) -> Begun:
+    def start(self, series: Sequence[Assignment], place: Place, timeout: float = 0.0) -> Begun:
         """Fork a child for an attempt, and wait for so many seconds for its end or its first question: a
         short trial costs one call.
+
+        Args:
+            series: several attempts of a single rank are run one after the other, as far as they are not
+                recalled; each begins with a :class:`~tuner.messages.Turn`.
 
         Raises:
             StaleEpoch: the caller was taken over.
         """
+        assignment = series[0]
         self._check(assignment.epoch)
         if self._place.world_size > 1:
             self._collect()  # again: another rank of the attempt before may have outlived this one's
         child = self._nursery.prepare()
         with self._changed:
             self._outbox = Outbox()
-            self._assignment, self._placed, self._verdict = assignment, None, None
+            self._series, self._assignment, self._turned = series, assignment, 0
+            self._placed, self._verdict, self._killed = None, None, None
             self._place = place
             self._ended = self._finished = self._flush = False
             self._child = child
@@ -220,25 +234,26 @@ class Shell:
         # Before the child is there: it may end before we hear that it began.
         self._reader = threading.Thread(target=self._read_child, args=(child,), daemon=True)
         self._reader.start()
-        seen = packages.moved(assignment, self._package) if assignment.sent else assignment
+        seen = [packages.moved(one, self._package) if one.sent else one for one in series]
         if not self._nursery.fork(seen, place):
             self._conclude(child, Outcome(reason=Reason.RANK_LOST, message="did not start in time"))
-        with self._changed:
-            self._heard = time.monotonic()
-        self._placed = RankInfo(
+        pid = self._nursery.pid
+        placed = RankInfo(
             rank=place.rank,
             host=socket.gethostname(),
             node=self._node,
-            pid=self._nursery.pid,
+            pid=pid,
             devices=place.devices,
-            process=owner.identity(self._run, self._nursery.pid),
+            process=owner.identity(self._run, pid),
         )
         with self._changed:
+            self._heard = time.monotonic()
+            self._placed = self._placed or placed
             asks = self._changed.wait_for(
                 lambda: self._ended or (self._flush and not self._finished), timeout=timeout
             )
             batch = self._batch(0) if asks or self._flush else Batch()
-        return Begun(placed=self._placed, batch=batch)
+        return Begun(placed=placed, batch=batch)
 
     def drain(
         self, after: int, epoch: int, answers: Sequence[Answer], timeout: float, seen: int = 0
@@ -277,15 +292,26 @@ class Shell:
         for answer in answers:
             self._answer(answer)
 
-    def stop(self, epoch: int) -> None:
-        """Ask the child to stop."""
+    def recall(self, epoch: int) -> int:
+        """Begin no further attempt of the series; how many of its last ones do not begin thereby."""
         self._check(epoch)
-        self._to_child(STOP)
+        return self._recall()
 
-    def kill(self, epoch: int) -> None:
-        """End the child with its whole tree; its end is reported as any other."""
+    def stop(self, epoch: int, number: int) -> None:
+        """Ask the child to stop, if it runs this trial."""
         self._check(epoch)
-        self._kill()
+        if self._runs(number):
+            self._to_child(STOP)
+
+    def kill(self, epoch: int, number: int) -> None:
+        """End the child with its whole tree, if it runs this trial; its end is reported as any other."""
+        self._check(epoch)
+        if self._runs(number):
+            self._kill()
+
+    def _runs(self, number: int) -> bool:
+        with self._changed:
+            return self._assignment is not None and self._assignment.number == number
 
     def shutdown(self, epoch: int) -> None:
         """End the child and the zygote, and remove the output. Safe to call twice.
@@ -313,6 +339,7 @@ class Shell:
     def _kill(self) -> None:
         with self._changed:
             pid = 0 if self._ended else self._nursery.pid
+            self._killed = None if self._assignment is None else self._assignment.number
         if pid:
             kill_tree(pid)
 
@@ -326,18 +353,51 @@ class Shell:
         message = decode(line)
         with self._changed:
             self._changed.wait_for(lambda: len(self._outbox) < OUTBOX or child is not self._child)
-            if child is not self._child or self._finished:
+            if child is not self._child:
                 return
+            if isinstance(message, Turn):
+                self._take_turn(message)
+            elif self._finished:
+                return
+            is_last = self._is_last()
             if isinstance(message, Finished):
                 self._finished = True
-                is_well = message.outcome.reason in (Reason.COMPLETE, Reason.PRUNED)
-                if tail := self._nursery.tail(LAST) if is_well else self._nursery.tail():
+                # in a series the file may be the next one's by now, and it tells of its output itself
+                if is_last and (tail := self._nursery.tail(kept(message.outcome.reason))):
                     line = _with_tail(message, tail)
             self._outbox.put(message, line)
-            if isinstance(message, Question | Finished):
+            if isinstance(message, Turn):
+                self._turned = self._outbox.last
+            elif isinstance(message, Question) or (isinstance(message, Finished) and is_last):
                 self._flush = True
             if self._flush or self._quiet:  # else a drain keeps its pace, and need not wake for each report
                 self._changed.notify_all()
+
+    def _take_turn(self, turn: Turn) -> None:
+        """An attempt of the series has begun. The caller holds the lock."""
+        if turn.at and not self._finished:
+            self._say(Finished(outcome=exit_outcome(0, "")))
+        self._assignment, self._finished, self._verdict = self._series[turn.at], False, None
+        self._placed = RankInfo(
+            rank=self._place.rank,
+            host=socket.gethostname(),
+            node=self._node,
+            pid=turn.pid,
+            devices=self._place.devices,
+            process=turn.process,
+        )
+        self._began, self._printed = time.monotonic(), ""
+        self._changed.notify_all()
+
+    def _is_last(self) -> bool:
+        """Whether nothing follows the attempt that runs. The caller holds the lock."""
+        return not self._series or self._assignment is self._series[-1]
+
+    def _recall(self) -> int:
+        with self._changed:
+            count = self._nursery.recall()
+            self._series = self._series[: len(self._series) - count]
+            return count
 
     def _end_child(self, child: socket.socket, code: int | None) -> None:
         """The child is gone: let the reader come to the end of what it sent, then say how it ended."""
@@ -364,6 +424,9 @@ class Shell:
         tail = self._nursery.tail()
         if self._verdict is not None:
             return replace(self._verdict, log_tail=tail)
+        if self._killed is not None and not self._runs(self._killed):
+            text = f"its process was ended for trial {self._killed}, which ran there just before"
+            return Outcome(reason=Reason.INTERRUPTED, message=text, log_tail=tail)
         if code is None:
             text = "was lost: the process that it was forked from died"
             return Outcome(reason=Reason.RANK_LOST, message=text, log_tail=tail)
@@ -416,6 +479,7 @@ class Shell:
             time.sleep(min(SOON if tight else LOOK, WITHOUT_DRIVER / 60))
             alone = time.monotonic() - self._heard
             if alone > UNANSWERED:
+                self._recall()
                 self._stand_in()
             else:
                 self._follow()
@@ -464,7 +528,7 @@ class Shell:
 
     def _keep_words(self, assignment: Assignment, placed: RankInfo) -> None:
         with self._changed:
-            lines = [line for _, line in self._outbox.above(0)]
+            lines = [line for _, line in self._outbox.above(self._turned)]
         if assignment.checkpoints and lines:
             last_words.keep(assignment.checkpoints, assignment.attempt, placed.rank, lines)
 

@@ -26,20 +26,20 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 
-from tuner import shared_folder
+from tuner import compiled, shared_folder
 from tuner.assignment import Assignment
-from tuner.channel import Place
-from tuner.dispatch import working_folder
+from tuner.channel import Channel, Place
+from tuner.dispatch import turns, working_folder
 from tuner.dispatch.pipe import PipeChannel
 from tuner.processes import become_subreaper, die_with_parent
 from tuner.seeds import seed_everything
-from tuner.slate import Slate
+from tuner.slate import Slate, is_users_file
 
 __all__ = ["main", "request"]
 
@@ -50,25 +50,30 @@ _IDLE = b"."  # what a process says at its desk when it is ready for another att
 
 def request(
     control: socket.socket,
-    assignment: Assignment,
+    series: Sequence[Assignment],
     place: Place,
     child: int,
     output: int,
     *,
     desk: int = -1,
     listen: int = -1,
+    turns: int = -1,
 ) -> None:
     """Ask a zygote for a rank, or a process that was kept to be one (the shell's side).
 
     Args:
         control: the shell's end of the zygote's control socket, or of the desk of the one that was kept.
+        series: attempts that are begun one after the other, each once the one before it has left nothing.
         child: file descriptor of the rank's end of its channel.
         output: file that becomes the rank's standard output and error.
         desk: socket on which a process that is kept says that it is idle, and gets its next attempt.
         listen: socket on which rank 0 serves its store.
+        turns: pipe with a byte for each attempt of the series that may follow the first; whoever takes it
+            out decides whether that one begins.
     """
-    given = {name: number for name, number in (("desk", desk), ("listen", listen)) if number >= 0}
-    body = pickle.dumps((assignment, place, tuple(given)))
+    fields = {"desk": desk, "listen": listen, "turns": turns}
+    given = {name: number for name, number in fields.items() if number >= 0}
+    body = pickle.dumps((tuple(series), place, tuple(given)))
     descriptors = [child, output, *given.values()]
     packed = array.array("i", descriptors)
     control.sendmsg([_HEADER.pack(len(body))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
@@ -122,35 +127,30 @@ def _import(name: str) -> None:
 
 
 def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
-    child = 0
+    line: _Line | None = None
     while True:
         readable, _, _ = select.select([control.fileno(), wake], [], [])
         if wake in readable:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
-            child = _reap(control, child)
+            line = _reap(line)
         if control.fileno() in readable:
             received = _receive(control)
             if received is None:
                 return
-            parent = os.getpid()
-            child = os.fork()
-            if child == 0:
-                signal.set_wakeup_fd(-1)
-                for descriptor in (wake, wake_write):
-                    os.close(descriptor)
-                control.close()
-                _become_rank(parent, received)
-            for descriptor in received.descriptors.values():
-                os.close(descriptor)
-            _tell(control, {"started": child})
+            line = _Line(control, received, (wake, wake_write))
+            line.fork()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    assignment: Assignment
+    series: Sequence[Assignment]
     place: Place
-    descriptors: Mapping[str, int]  # child, output, and desk and listen where they were given
+    descriptors: Mapping[str, int]  # child, output, and desk, listen and turns where they were given
+
+    def goes_on(self) -> bool:
+        """Whether the next attempt of the series is to begin."""
+        return "turns" in self.descriptors and bool(os.read(self.descriptors["turns"], 1))
 
 
 def _receive(control: socket.socket) -> _Request | None:
@@ -168,14 +168,68 @@ def _receive(control: socket.socket) -> _Request | None:
             body += part
     except ConnectionError:
         return None
-    assignment, place, given = pickle.loads(bytes(body))  # from our own shell, over a private socket
+    series, place, given = pickle.loads(bytes(body))  # from our own shell, over a private socket
     names = ("child", "output", *given)
-    return _Request(
-        assignment=assignment, place=place, descriptors=dict(zip(names, descriptors, strict=True))
-    )
+    return _Request(series=series, place=place, descriptors=dict(zip(names, descriptors, strict=True)))
 
 
-def _become_rank(parent: int, request: _Request) -> None:
+class _Line:
+    """The attempts of a request, each in a process of its own, one after the other; or the process that is
+    kept for all of them.
+
+    Attributes:
+        child: its process id.
+    """
+
+    def __init__(self, control: socket.socket, request: _Request, wakes: Sequence[int]) -> None:
+        self.child = 0
+        self._control, self._wakes = control, wakes
+        self._request = request
+        self._at = 0
+        descriptors = request.descriptors
+        is_kept = "desk" in descriptors  # it makes a channel for each request
+        self._channel = None if is_kept else PipeChannel(socket.socket(fileno=descriptors["child"]))
+
+    def fork(self) -> None:
+        """Begin the attempt whose turn it is."""
+        parent = os.getpid()
+        self.child = os.fork()
+        if self.child == 0:
+            signal.set_wakeup_fd(-1)
+            for descriptor in self._wakes:
+                os.close(descriptor)
+            self._control.close()
+            _become_rank(parent, self._run)
+        if self._channel is None:
+            self._let_go()
+        _tell(self._control, {"started": self.child})
+
+    def ended(self, code: int) -> bool:
+        """The child has ended, and nothing of it is left; whether another attempt has begun."""
+        if code == 0 and self._channel is not None and self._request.goes_on():
+            _collect(self._request.series[self._at], self._request.place)
+            self._at += 1
+            self.fork()
+            return True
+        if self._channel is not None:
+            self._channel.close()  # the shell then knows that nothing follows
+            self._let_go()
+        _tell(self._control, {"exited": self.child, "code": code})
+        return False
+
+    def _run(self) -> None:
+        if self._channel is None:
+            _run_as_long_as_kept(self._request)
+        else:
+            _run(self._request, self._at, self._channel)
+
+    def _let_go(self) -> None:
+        for name, descriptor in self._request.descriptors.items():
+            if name != "child" or self._channel is None:  # else the channel has closed it
+                os.close(descriptor)
+
+
+def _become_rank(parent: int, run: Callable[[], object]) -> None:
     """In the child: run the rank, and never return."""
     code = 1
     try:
@@ -188,10 +242,7 @@ def _become_rank(parent: int, request: _Request) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
             score.write("900")  # if the kernel has to end something, then a rank, and no server or driver
-        if "desk" in request.descriptors:
-            _run_as_long_as_kept(request)
-        else:
-            _run(request)
+        run()
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -206,52 +257,78 @@ def _flush() -> None:
             stream.flush()
 
 
-def _run(request: _Request) -> bool:
+def _run(request: _Request, at: int, channel: PipeChannel) -> bool:
     """One attempt; whether it ended well."""
     from tuner import worker
 
-    assignment, place, descriptors = request.assignment, request.place, request.descriptors
+    assignment, place, output = request.series[at], request.place, request.descriptors["output"]
     for standard in (1, 2):  # by descriptor: what C code and child processes print is caught too
-        os.dup2(descriptors["output"], standard)
-    os.close(descriptors["output"])
+        os.dup2(output, standard)
     if place.folder:
         working_folder.enter(place.folder, assignment.folder, root=assignment.sent)
     os.environ.update(assignment.env)
     os.environ["TUNER_STUDY"] = assignment.study
     os.environ["TUNER_TRIAL"] = str(assignment.number)
-    with contextlib.closing(PipeChannel(socket.socket(fileno=descriptors["child"]))) as channel:
-        place = replace(place, listen_fd=descriptors.get("listen", -1))
-        well = worker.run(assignment, place, channel)
-        _flush()
+    place = replace(place, listen_fd=request.descriptors.get("listen", -1))
+    way: Channel = channel
+    if len(request.series) > 1:
+        way = turns.begin(channel, assignment, at, output, is_last=at + 1 == len(request.series))
+    else:
+        channel.begin(0)
+    well = worker.run(assignment, place, way)
+    _flush()
     return well
+
+
+def _collect(assignment: Assignment, place: Place) -> None:
+    """Put away what an attempt left in its folder, before the next one of its series begins there."""
+    if place.folder:
+        working_folder.collect(place.folder, assignment.folder, assignment.study, assignment.number)
 
 
 def _run_as_long_as_kept(request: _Request) -> None:
     """One attempt after the other, each as in a fresh process, until one ends badly or leaks."""
+    compiled.remember(is_users_file)
     slate = Slate()
     with socket.socket(fileno=request.descriptors["desk"]) as desk:
         following: _Request | None = request
-        while following is not None and slate.run(functools.partial(_run, following)):
-            why = slate.wipe()
-            if why:
-                return
+        while following is not None and _run_series(following, slate):
             desk.sendall(_IDLE)
             following = _receive(desk)
 
 
-def _reap(control: socket.socket, child: int) -> int:
-    """Collect ended children; when it was the rank, end what it left, then report."""
+def _run_series(request: _Request, slate: Slate) -> bool:
+    """The attempts of a request in this process; whether it may be kept."""
+    try:
+        with contextlib.closing(PipeChannel(socket.socket(fileno=request.descriptors["child"]))) as channel:
+            for at, assignment in enumerate(request.series):
+                if at and not request.goes_on():
+                    return True
+                if not slate.run(functools.partial(_run, request, at, channel)):
+                    return False
+                if at + 1 < len(request.series):
+                    _collect(assignment, request.place)
+                if slate.wipe():
+                    return False
+    finally:
+        for name in {"output", "turns"} & request.descriptors.keys():
+            os.close(request.descriptors[name])
+    return True
+
+
+def _reap(line: _Line | None) -> _Line | None:
+    """Collect ended children; when it was the rank, end what it left, then let its line go on."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return 0 if child == 0 else child
+            return line
         if pid == 0:
-            return child
-        if pid == child:
+            return line
+        if line is not None and pid == line.child:
             _end_children()
-            _tell(control, {"exited": pid, "code": os.waitstatus_to_exitcode(status)})
-            child = 0
+            if not line.ended(os.waitstatus_to_exitcode(status)):
+                line = None
 
 
 def _end_children() -> None:

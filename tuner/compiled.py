@@ -1,0 +1,94 @@
+"""Modules of the user's own as they were found and compiled.
+
+A process that is kept imports them anew for each trial, so that no trial finds what another has left in
+them. To find and compile their files each time would cost more than a short trial does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+
+__all__ = ["loader", "remember"]
+
+_SETTLED = 2 * 10**9  # nanoseconds after which every other change of a file shows in its times
+_Stamp = tuple[int, int, int]
+
+
+def remember(is_users: Callable[[str], bool]) -> None:
+    """Let this process find and compile each file of the user's once, as long as it does not change.
+
+    Args:
+        is_users: whether a file is no installed one.
+    """
+    place = sys.meta_path.index(PathFinder)
+    sys.meta_path.insert(place, _Finder(is_users))
+
+
+def loader(name: str, file: str) -> SourceFileLoader | None:
+    """What imports a file that no path leads to, under this name; None where nothing is remembered."""
+    if not any(isinstance(one, _Finder) for one in sys.meta_path):
+        return None
+    known, stamp = _files.get((name, file), (None, None))
+    if known is None or stamp is None or stamp != _stamp(file):
+        known = _Loader(name, file)
+        _files[name, file] = known, _stamp(file)
+    return known
+
+
+class _Finder:
+    """What the path based finder finds, which is asked again only where something has changed."""
+
+    def __init__(self, is_users: Callable[[str], bool]) -> None:
+        self._is_users = is_users
+        self._found: dict[tuple[str, tuple[str, ...]], tuple[_Loader, _Stamp, list[str] | None]] = {}
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As importlib asks."""
+        key = (name, tuple(sys.path if path is None else path))
+        if key in self._found:
+            loader, stamp, folders = self._found[key]
+            if _stamp(loader.path) == stamp:
+                locations = None if folders is None else list(folders)
+                return importlib.util.spec_from_file_location(
+                    name, loader.path, loader=loader, submodule_search_locations=locations
+                )
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or type(spec.loader) is not SourceFileLoader or not self._is_users(spec.loader.path):
+            return spec
+        now = _stamp(spec.loader.path)
+        if now is not None:
+            spec.loader = _Loader(name, spec.loader.path)
+            folders = None if spec.submodule_search_locations is None else [*spec.submodule_search_locations]
+            self._found[key] = spec.loader, now, folders
+        return spec
+
+
+_files: dict[tuple[str, str], tuple[_Loader, _Stamp | None]] = {}
+
+
+class _Loader(SourceFileLoader):
+    _code: CodeType | None = None
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """Of the file as it was found: another loader is made where it has changed."""
+        if self._code is None:
+            self._code = super().get_code(fullname)
+        return self._code
+
+
+def _stamp(file: str) -> _Stamp | None:
+    """When a file has last changed; None where that was so lately that another change would not show."""
+    with contextlib.suppress(OSError):
+        there = os.stat(file)
+        if there.st_ctime_ns < time.time_ns() - _SETTLED:
+            return there.st_ctime_ns, there.st_size, there.st_ino
+    return None
