@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 
-__all__ = ["loader", "remember"]
+__all__ = ["ahead", "loader", "remember"]
 
 _SETTLED = 2 * 10**9  # nanoseconds after which every other change of a file shows in its times
 _Stamp = tuple[int, int, int]
@@ -31,15 +31,23 @@ def remember(is_users: Callable[[str], bool]) -> None:
     sys.meta_path.insert(place, _Finder(is_users))
 
 
+def ahead(name: str, file: str) -> None:
+    """Compile a file, and run nothing of it, for processes that are forked from this one."""
+    with contextlib.suppress(Exception):  # who imports it hears what is wrong
+        if (known := loader(name, file)) is not None:
+            known.get_code(name)
+
+
 def loader(name: str, file: str) -> SourceFileLoader | None:
-    """What imports a file that no path leads to, under this name; None where nothing is remembered."""
+    """What imports a file under this name; None where nothing is remembered."""
     if not any(isinstance(one, _Finder) for one in sys.meta_path):
         return None
-    known, stamp = _files.get((name, file), (None, None))
-    if known is None or stamp is None or stamp != _stamp(file):
-        known = _Loader(name, file)
-        _files[name, file] = known, _stamp(file)
-    return known
+    now = _stamp(file)
+    if (name, file) in _files and now is not None and now == _files[name, file][1]:
+        return _files[name, file][0]
+    made = _Loader(name, file)
+    _files[name, file] = made, now
+    return made
 
 
 class _Finder:
@@ -47,7 +55,7 @@ class _Finder:
 
     def __init__(self, is_users: Callable[[str], bool]) -> None:
         self._is_users = is_users
-        self._found: dict[tuple[str, tuple[str, ...]], tuple[_Loader, _Stamp, list[str] | None]] = {}
+        self._found: dict[tuple[str, tuple[str, ...]], tuple[str, _Stamp, list[str] | None]] = {}
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -55,20 +63,20 @@ class _Finder:
         """As importlib asks."""
         key = (name, tuple(sys.path if path is None else path))
         if key in self._found:
-            loader, stamp, folders = self._found[key]
-            if _stamp(loader.path) == stamp:
+            file, stamp, folders = self._found[key]
+            if _stamp(file) == stamp:
                 locations = None if folders is None else list(folders)
                 return importlib.util.spec_from_file_location(
-                    name, loader.path, loader=loader, submodule_search_locations=locations
+                    name, file, loader=loader(name, file), submodule_search_locations=locations
                 )
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or type(spec.loader) is not SourceFileLoader or not self._is_users(spec.loader.path):
             return spec
-        now = _stamp(spec.loader.path)
+        file, now = spec.loader.path, _stamp(spec.loader.path)
+        spec.loader = loader(name, file)
         if now is not None:
-            spec.loader = _Loader(name, spec.loader.path)
             folders = None if spec.submodule_search_locations is None else [*spec.submodule_search_locations]
-            self._found[key] = spec.loader, now, folders
+            self._found[key] = file, now, folders
         return spec
 
 

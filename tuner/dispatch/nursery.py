@@ -65,6 +65,7 @@ class Nursery:
         self._is_free = False  # it waits for an attempt
         self._listener: socket.socket | None = None
         self._over = True  # the rank has ended
+        self._first = 0  # the process of the first attempt of its series
         self._kept = 0  # the process that waits for another attempt
         self._seen: dict[int, Mapping[str, object]] = {}  # what was below the zygote when last looked at
         self._closing = self._has_zygote = False
@@ -156,7 +157,7 @@ class Nursery:
         if desk is None or not is_free or not series[0].keep:
             return False
         with self._changed:
-            self.pid = self._kept  # before it can end
+            self.pid = self._first = self._kept  # before it can end
         try:
             zygote.request(desk, series, place, child, output, listen=listen, turns=self._turns)
         except OSError:  # it has just died
@@ -245,9 +246,9 @@ class Nursery:
                 with self._changed:
                     self.zygote = message.get("ready", self.zygote)
                     if "started" in message:
-                        self.pid = message["started"]
+                        self.pid = self._first = message["started"]
                         self._changed.notify_all()
-                    mine = message.get("exited") == self.pid
+                    mine = message.get("exited") == self._first
                     channel = self._channel
                     if message.get("exited", 0) == self._kept:
                         self._is_free = False

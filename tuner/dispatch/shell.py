@@ -378,6 +378,8 @@ class Shell:
         if turn.at and not self._finished:
             self._say(Finished(outcome=exit_outcome(0, "")))
         self._assignment, self._finished, self._verdict = self._series[turn.at], False, None
+        if turn.at:
+            self._nursery.pid = turn.pid
         self._placed = RankInfo(
             rank=self._place.rank,
             host=socket.gethostname(),

@@ -95,6 +95,7 @@ def main() -> None:
         preload = ["torch", *preload, "torch._dynamo"]
     for name in preload:
         _import(name)
+    compiled.remember(is_users_file)
     seed_everything(0)  # a rehearsal: torch's first seed reads source files, 3 ms in each rank
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
@@ -185,7 +186,9 @@ class _Line:
         self.child = 0
         self._control, self._wakes = control, wakes
         self._request = request
-        self._at = 0
+        self._at = self._first = 0
+        if request.series[0].objective.file:
+            compiled.ahead(request.series[0].objective.module, request.series[0].objective.file)
         descriptors = request.descriptors
         is_kept = "desk" in descriptors  # it makes a channel for each request
         self._channel = None if is_kept else PipeChannel(socket.socket(fileno=descriptors["child"]))
@@ -202,7 +205,9 @@ class _Line:
             _become_rank(parent, self._run)
         if self._channel is None:
             self._let_go()
-        _tell(self._control, {"started": self.child})
+        if self._at == 0:  # those that follow say so themselves
+            self._first = self.child
+            _tell(self._control, {"started": self.child})
 
     def ended(self, code: int) -> bool:
         """The child has ended, and nothing of it is left; whether another attempt has begun."""
@@ -214,7 +219,7 @@ class _Line:
         if self._channel is not None:
             self._channel.close()  # the shell then knows that nothing follows
             self._let_go()
-        _tell(self._control, {"exited": self.child, "code": code})
+        _tell(self._control, {"exited": self._first, "code": code})
         return False
 
     def _run(self) -> None:
@@ -288,7 +293,6 @@ def _collect(assignment: Assignment, place: Place) -> None:
 
 def _run_as_long_as_kept(request: _Request) -> None:
     """One attempt after the other, each as in a fresh process, until one ends badly or leaks."""
-    compiled.remember(is_users_file)
     slate = Slate()
     with socket.socket(fileno=request.descriptors["desk"]) as desk:
         following: _Request | None = request
