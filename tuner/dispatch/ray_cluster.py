@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -15,6 +17,7 @@ import ray.exceptions
 
 from tuner.assignment import Assignment, ObjectiveRef
 from tuner.dispatch import nodes, packages, standing
+from tuner.dispatch.ahead import Ahead
 from tuner.dispatch.base import Adopted, Cluster, Executor, Sink
 from tuner.dispatch.capacity import Nodes, described, fits, more, remaining, rest, shortage
 from tuner.dispatch.connection import Connection
@@ -53,10 +56,19 @@ class RayExecutor(Executor):
         address: of a cluster; None: the Ray that this process is connected to, else
             ``$RAY_ADDRESS``, else a local one that is started and ended here.
         runtime_env: what is sent to every node; see :mod:`tuner.runtime_env`.
+        preload: of the objective whose attempts are expected.
     """
 
-    def __init__(self, address: str | None = None, runtime_env: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
         self._connection = Connection(address, runtime_env)
+        self._preload = tuple(preload)
+        self._ahead: list[Ahead] = []
+        self._ahead_is_given = False
         self._groups: list[Group] = []
         self._parting: list[Group] = []
         self._waiting: deque[Assignment] = deque()
@@ -80,6 +92,8 @@ class RayExecutor(Executor):
         self, run: str, epoch: int, resources: Sequence[Resources], sink: Sink, study: str = ""
     ) -> Cluster:
         self._run, self._epoch, self._sink, self._study = run, epoch, sink, study
+        if resources and self._connection.starts_ray:
+            self._start_ahead(resources[0])
         self._connection.open(run)
         self._nodes = nodes.alive()
         self._configured = nodes.configured()
@@ -96,6 +110,14 @@ class RayExecutor(Executor):
             threading.Thread(target=self._keep_saying, name="tuner-ping", daemon=True).start()
         description = described(list(self._nodes.values()))
         return Cluster(slots=max(1, self.slots()), description=description, home=self._home)
+
+    def _start_ahead(self, wanted: Resources) -> None:
+        """Let the zygotes of the first group do their imports while Ray starts."""
+        if wanted.gpus or wanted.count > (os.cpu_count() or 1):
+            return
+        with contextlib.suppress(OSError):
+            for _ in range(wanted.count):
+                self._ahead.append(Ahead(self._run, wanted.cpus, _preload(wanted, self._preload)))
 
     def probe(self, folder: str) -> dict[str, str]:
         return probe(folder)
@@ -253,6 +275,7 @@ class RayExecutor(Executor):
         self._groups.clear()
         self._parting.clear()
         self._refs.clear()
+        self._end_ahead()
         self._connection.close()
 
     # ------------------------------------------------------------------ for groups
@@ -354,10 +377,25 @@ class RayExecutor(Executor):
         if not fits(self._room(idle=True), (shape.bundle, shape.ranks)):
             for idle in [group for group in self._groups if group.idle_since is not None]:
                 self._part(idle)
-        group = Group.make(self, shape, self._epoch)
+        group = Group.make(self, self._with_ahead(shape), self._epoch)
         self._groups.append(group)
         claimed[group] = number
         return not shape.filler
+
+    def _with_ahead(self, shape: Shape) -> Shape:
+        """What was started ahead goes to the first group, or ends where that is of another kind."""
+        if self._ahead_is_given:
+            return shape
+        self._ahead_is_given = True
+        if shape.hide_gpus and all(one.is_for(shape.cpus, shape.preload) for one in self._ahead):
+            return dataclasses.replace(shape, ahead=tuple(one.folder for one in self._ahead))
+        self._end_ahead()
+        return shape
+
+    def _end_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, []
+        for one in ahead:
+            one.let_go()
 
     def _has_room(self, shape: Shape, at_most: bool = False) -> bool:
         if shape.filler:
@@ -404,7 +442,6 @@ class RayExecutor(Executor):
             filler = rest(list(self._nodes.values()), bundle, resources.count)
         if not name and not self._connection.is_local and self._study:
             name = standing.group_name(self._study)
-        needed = (TORCH,) if resources.count > 1 or resources.gpus else ()
         return Shape(
             run=assignment.run,
             ranks=resources.count,
@@ -412,7 +449,7 @@ class RayExecutor(Executor):
             bundle=bundle,
             hide_gpus=not resources.gpus,
             filler=filler,
-            preload=(*needed, *assignment.objective.preload),
+            preload=_preload(resources, assignment.objective.preload),
             packages=self._connection.packages,
             name=name,
             study=self._study,
@@ -511,6 +548,11 @@ class RayExecutor(Executor):
         left = deadline - time.time() - HURRY if deadline else WITHOUT_DEADLINE
         outcome = Outcome(reason=Reason.PREEMPTED, message="its node is drained, and will go")
         group.stop(outcome, max(0.0, left))
+
+
+def _preload(resources: Resources, own: Sequence[str]) -> tuple[str, ...]:
+    """What a zygote imports for an objective's own modules."""
+    return (*((TORCH,) if resources.count > 1 or resources.gpus else ()), *own)
 
 
 def _whole(states: Mapping[int, Standing]) -> Assignment | None:
