@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tuner import credentials, notebook, provenance, samplers, store
 from tuner import objective as objectives
 from tuner.alerts import Alerts, Webhook, webhook
 from tuner.assignment import ObjectiveRef
+from tuner.dispatch import ahead
 from tuner.dispatch.base import Executor
 from tuner.driver import Driver
 from tuner.errors import BadInput
@@ -335,7 +335,7 @@ def _drive(
     endpoint: Endpoint | None = None,
 ) -> None:
     """Take the lease, drive, and let go."""
-    run = uuid.uuid4().hex[:16]
+    run = ahead.mark()
     settings = request.settings
     root = store.checkpoint_root(database.text, settings.checkpoints)
     store.check_kept(root, "checkpoints in", "name a folder or URI elsewhere with checkpoints=...")

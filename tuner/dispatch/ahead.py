@@ -1,8 +1,11 @@
-"""Zygotes that are started while a local Ray starts: the first group's shells find their imports done.
+"""Zygotes that are started before a local Ray: the first group's shells find their imports done.
 
 Each listens in a folder that becomes its shell's. Until the shell calls there it lives by a pipe from the
 driver, whose end ends it. What its modules read of the environment while they are imported is as a shell
 would set it; so only ranks without GPUs are served, since which ones another gets is Ray's to say.
+
+``tuner run`` starts them when it looks at its objective, whose imports take as long here as there
+(:func:`begin`), and another driver when it starts Ray.
 """
 
 from __future__ import annotations
@@ -17,13 +20,17 @@ import struct
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.dispatch import working_folder
-from tuner.dispatch.surroundings import environment
+from tuner.dispatch.surroundings import SHELL_MARK, environment
+from tuner.imports import TORCH
+from tuner.processes import sweep
+from tuner.resources import Resources
 
-__all__ = ["Ahead", "call", "hired", "start"]
+__all__ = ["Ahead", "begin", "call", "end", "hired", "mark", "modules", "start", "start_group", "taken"]
 
 _ADDRESS = "zygote"  # in the folder
 _SIZE = struct.Struct("!I")
@@ -38,6 +45,7 @@ class Ahead:
         preload: modules that it imports.
 
     Attributes:
+        run: as it was given.
         folder: of the shell that is to have it.
 
     Raises:
@@ -45,6 +53,7 @@ class Ahead:
     """
 
     def __init__(self, run: str, cpus: float, preload: Sequence[str]) -> None:
+        self.run = run
         self._has = (cpus, tuple(preload))
         self.folder = tempfile.mkdtemp(prefix=f"tuner-{run}-")
         try:
@@ -61,11 +70,61 @@ class Ahead:
         """Whether a shell without GPUs would start the same."""
         return self._has == (cpus, tuple(preload))
 
-    def let_go(self) -> None:
-        """It is its shell's, if one has called, and else ends. Can be called twice."""
+    def end(self) -> None:
+        """End it with its shell's folder, unless that shell has done so. Can be called twice."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()  # for what has started it
+        sweep(os.path.basename(self.folder), SHELL_MARK)  # it may be at its imports
+        working_folder.remove(self.folder)
+
+
+def modules(wanted: Resources, own: Sequence[str]) -> tuple[str, ...]:
+    """What a zygote imports for an attempt, whose objective's own modules are ``own``."""
+    return (*((TORCH,) if wanted.count > 1 or wanted.gpus else ()), *own)
+
+
+def start_group(run: str, wanted: Resources, own: Sequence[str]) -> list[Ahead]:
+    """The zygotes for the ranks of one group; none where there can be none."""
+    group: list[Ahead] = []
+    if not wanted.gpus and wanted.count <= (os.cpu_count() or 1):
+        with contextlib.suppress(OSError):
+            for _ in range(wanted.count):
+                group.append(Ahead(run, wanted.cpus, modules(wanted, own)))
+    return group
+
+
+_begun: list[Ahead] = []
+
+
+def begin(wanted: Resources, own: Sequence[str]) -> None:
+    """Start the zygotes of the run that this process is about to begin; it takes them, or :func:`end`."""
+    end()
+    _begun.extend(start_group(_new_mark(), wanted, own))
+
+
+def end() -> None:
+    """End what :func:`begin` has started, if no run has taken it."""
+    while _begun:
+        _begun.pop().end()
+
+
+def mark() -> str:
+    """The mark of a run that begins now: that of what :func:`begin` has started for it, or a new one."""
+    return _begun[0].run if _begun else _new_mark()
+
+
+def taken(run: str) -> list[Ahead]:
+    """What :func:`begin` has started for a run: the caller's from here on."""
+    if not _begun or _begun[0].run != run:
+        return []
+    found = [*_begun]
+    _begun.clear()
+    return found
+
+
+def _new_mark() -> str:
+    return uuid.uuid4().hex[:16]
 
 
 def start(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -16,8 +14,7 @@ import ray
 import ray.exceptions
 
 from tuner.assignment import Assignment, ObjectiveRef
-from tuner.dispatch import nodes, packages, standing
-from tuner.dispatch.ahead import Ahead
+from tuner.dispatch import ahead, nodes, packages, standing
 from tuner.dispatch.base import Adopted, Cluster, Executor, Sink
 from tuner.dispatch.capacity import Nodes, described, fits, more, remaining, rest, shortage
 from tuner.dispatch.connection import Connection
@@ -27,7 +24,6 @@ from tuner.dispatch.ray_group import GROUP, Group, Shape, cause
 from tuner.dispatch.set_aside import SetAside
 from tuner.dispatch.shell import StaleEpoch, Standing
 from tuner.errors import ClusterUnavailable, Infeasible, StudyHeld
-from tuner.imports import TORCH
 from tuner.messages import Answer, Ended, Envelope, Message, RankInfo, Released
 from tuner.outcome import Outcome, Reason
 from tuner.processes import are_ended
@@ -67,7 +63,7 @@ class RayExecutor(Executor):
     ) -> None:
         self._connection = Connection(address, runtime_env)
         self._preload = tuple(preload)
-        self._ahead: list[Ahead] = []
+        self._ahead: list[ahead.Ahead] = []
         self._ahead_is_given = False
         self._groups: list[Group] = []
         self._parting: list[Group] = []
@@ -93,7 +89,7 @@ class RayExecutor(Executor):
     ) -> Cluster:
         self._run, self._epoch, self._sink, self._study = run, epoch, sink, study
         if resources and self._connection.starts_ray:
-            self._start_ahead(resources[0])
+            self._ahead = ahead.taken(run) or ahead.start_group(run, resources[0], self._preload)
         self._connection.open(run)
         self._nodes = nodes.alive()
         self._configured = nodes.configured()
@@ -110,14 +106,6 @@ class RayExecutor(Executor):
             threading.Thread(target=self._keep_saying, name="tuner-ping", daemon=True).start()
         description = described(list(self._nodes.values()))
         return Cluster(slots=max(1, self.slots()), description=description, home=self._home)
-
-    def _start_ahead(self, wanted: Resources) -> None:
-        """Let the zygotes of the first group do their imports while Ray starts."""
-        if wanted.gpus or wanted.count > (os.cpu_count() or 1):
-            return
-        with contextlib.suppress(OSError):
-            for _ in range(wanted.count):
-                self._ahead.append(Ahead(self._run, wanted.cpus, _preload(wanted, self._preload)))
 
     def probe(self, folder: str) -> dict[str, str]:
         return probe(folder)
@@ -393,9 +381,8 @@ class RayExecutor(Executor):
         return shape
 
     def _end_ahead(self) -> None:
-        ahead, self._ahead = self._ahead, []
-        for one in ahead:
-            one.let_go()
+        while self._ahead:
+            self._ahead.pop().end()
 
     def _has_room(self, shape: Shape, at_most: bool = False) -> bool:
         if shape.filler:
@@ -449,7 +436,7 @@ class RayExecutor(Executor):
             bundle=bundle,
             hide_gpus=not resources.gpus,
             filler=filler,
-            preload=_preload(resources, assignment.objective.preload),
+            preload=ahead.modules(resources, assignment.objective.preload),
             packages=self._connection.packages,
             name=name,
             study=self._study,
@@ -548,11 +535,6 @@ class RayExecutor(Executor):
         left = deadline - time.time() - HURRY if deadline else WITHOUT_DEADLINE
         outcome = Outcome(reason=Reason.PREEMPTED, message="its node is drained, and will go")
         group.stop(outcome, max(0.0, left))
-
-
-def _preload(resources: Resources, own: Sequence[str]) -> tuple[str, ...]:
-    """What a zygote imports for an objective's own modules."""
-    return (*((TORCH,) if resources.count > 1 or resources.gpus else ()), *own)
 
 
 def _whole(states: Mapping[int, Standing]) -> Assignment | None:
