@@ -27,6 +27,7 @@ import socket
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,8 +129,9 @@ def _import(name: str) -> None:
 def _import_later(names: list[str]) -> None:
     """Import what is left of ``names``, and leave none."""
     if names:
-        for name in names:
-            _import(name)
+        with warnings.catch_warnings():  # a rank finds the filters that the first has found
+            for name in names:
+                _import(name)
         names.clear()
         gc.collect()
         gc.freeze()
