@@ -475,7 +475,15 @@ def test_nothing_is_left_of_a_local_ray(file: Path, tmp_path: Path, killed: bool
     run = f"{RUN}-{killed}"
     with driver_of(file, tmp_path, run) as (driver, session):
         assert session.name.startswith("session_")
-        assert {"raylet", "gcs_server"} <= {psutil.Process(pid).name() for pid in marked(run)}
+        processes = [psutil.Process(pid) for pid in marked(run)]
+        servers = {one.name(): one for one in processes if one.name() in ("raylet", "gcs_server")}
+        assert set(servers) == {"raylet", "gcs_server"}
+        programs = {os.path.basename(part) for one in processes for part in one.cmdline()}
+        assert not programs & {"monitor.py", "log_monitor.py", "dashboard.py"}, "nobody needs them here"
+        zygotes = [one for one in processes if "tuner.dispatch.zygote" in one.cmdline()]
+        # its imports did not wait for Ray
+        assert min(one.create_time() for one in zygotes) < servers["raylet"].create_time()
+        assert len({one.cmdline()[-1] for one in zygotes}) == 1, "the rank is not a fork of it"
         if killed:
             driver.kill()
         else:

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tuner import credentials, notebook, provenance, samplers, store
 from tuner import objective as objectives
 from tuner.alerts import Alerts, Webhook, webhook
 from tuner.assignment import ObjectiveRef
+from tuner.dispatch import ahead
 from tuner.dispatch.base import Executor
 from tuner.driver import Driver
 from tuner.errors import BadInput
@@ -335,12 +335,15 @@ def _drive(
     endpoint: Endpoint | None = None,
 ) -> None:
     """Take the lease, drive, and let go."""
-    run = uuid.uuid4().hex[:16]
+    run = ahead.mark()
     settings = request.settings
     root = store.checkpoint_root(database.text, settings.checkpoints)
     store.check_kept(root, "checkpoints in", "name a folder or URI elsewhere with checkpoints=...")
     executor = make_executor(
-        settings, request.objective, ours=[os.path.realpath(path) for path in (*store.files(database), root)]
+        settings,
+        request.objective,
+        preload=request.reference.preload,
+        ours=[os.path.realpath(path) for path in (*store.files(database), root)],
     )
     exports = [callback for callback in request.callbacks if isinstance(callback, Live)]
     with store.errors():
@@ -414,12 +417,17 @@ def _digest_before(driven: DrivenStudy, record: StudyRecord) -> str | None:
 
 
 def make_executor(
-    settings: Settings, objective: Objective | str | None = None, ours: Sequence[str] = ()
+    settings: Settings,
+    objective: Objective | str | None = None,
+    *,
+    preload: Sequence[str] = (),
+    ours: Sequence[str] = (),
 ) -> Executor:
     """The executor that the settings name; Ray is imported only when it is used.
 
     Args:
         objective: the function itself, which the inline executor calls.
+        preload: of the objective.
         ours: files and folders that a run writes itself, and does not send to workers.
     """
     if settings.executor == "inline":
@@ -429,7 +437,7 @@ def make_executor(
     from tuner.dispatch.ray_cluster import RayExecutor
 
     sent = keeping_out(settings.runtime_env, ours)
-    return RayExecutor(address=settings.address, runtime_env=sent)
+    return RayExecutor(address=settings.address, runtime_env=sent, preload=preload)
 
 
 def make_progress(given: bool | Progress | None) -> Progress | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from storage.failures import FailureGroup
     from storage.views import StudyDetail
     from tuner.recipe import Recipe
+    from tuner.settings import Settings
     from tuner.snapshot import Progress
 
 __all__ = ["resume", "run"]
@@ -117,7 +118,7 @@ def run(
     settings = settings_of(given)
     if "n_trials" not in settings and "timeout" not in settings:
         raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
-    _check(objective, settings)
+    _check(ctx, objective, settings, is_run=not given["dry_run"])
     _choose_port(settings, given["log_format"])
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
@@ -303,8 +304,12 @@ def _newest(failures: Sequence[FailureGroup]) -> str:
     return f"; {first.count} failed with {first.reason}: {first.message} (trial {first.newest})"
 
 
-def _check(target: str | Recipe, settings: dict[str, Any]) -> None:
-    """Refuse a bad objective or setting before anything is written."""
+def _check(ctx: click.Context, target: str | Recipe, settings: dict[str, Any], *, is_run: bool) -> None:
+    """Refuse a bad objective or setting before anything is written, and before Ray is started.
+
+    Args:
+        is_run: what the objective imports is imported for its ranks meanwhile.
+    """
     from tuner import objective, runtime_env
     from tuner.alerts import webhook
     from tuner.settings import Settings
@@ -313,7 +318,24 @@ def _check(target: str | Recipe, settings: dict[str, Any]) -> None:
     sys.path += [one for one in runtime_env.module_folders(known.runtime_env) if one not in sys.path]
     for url in settings.get("alerts", ()):
         webhook(url)
+    if is_run:
+        _begin_ahead(ctx, target, known)
     objective.refer(target)
+
+
+def _begin_ahead(ctx: click.Context, target: str | Recipe, settings: Settings) -> None:
+    file = target.partition(":")[0] if isinstance(target, str) else ""
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    if settings.executor != "ray" or address != "local" or settings.runtime_env or not os.path.isfile(file):
+        return
+    from tuner.dispatch import ahead
+    from tuner.imports import imports
+    from tuner.resources import alternatives
+
+    wanted = alternatives(settings.resources)
+    if wanted:
+        ctx.call_on_close(ahead.end)
+        ahead.begin(wanted[0], imports(file))
 
 
 def _choose_port(settings: dict[str, Any], log_format: str) -> None:

@@ -90,6 +90,12 @@ class Connection:
             ) from error
 
     @property
+    def starts_ray(self) -> bool:
+        """:meth:`open` is to start a local Ray, with nothing sent to its workers."""
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        return address in (None, "local") and not ray.is_initialized() and not self._wanted
+
+    @property
     def is_local(self) -> bool:
         """The cluster ends with this run."""
         return self._local is not None

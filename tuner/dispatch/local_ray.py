@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private import services
+from ray._private import node, parameter, services
 
 from tuner import credentials, shared_folder
 from tuner.dispatch import working_folder
@@ -61,7 +62,7 @@ class LocalRay:
             ClusterUnavailable: it does not come up.
         """
         try:
-            with _environment({**_SETTINGS, MARK: self._run}), _own_session(), quietly():
+            with _environment({**_SETTINGS, MARK: self._run}), _own_session(), _lean(), quietly():
                 context: Any = ray.init(
                     address="local",
                     include_dashboard=False,
@@ -128,6 +129,30 @@ def _own_session() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Without three processes that have nothing to do for one node and one driver: what scales a cluster,
+    what takes workers' output to a driver that asked for none, and the server of a dashboard that is off.
+    They cost Ray's start a second and more. Ray can do without, and has no option of ``ray.init`` for it.
+    """
+    parameters, serve = parameter.RayParams, getattr(node.Node, "start_api_server", None)
+    known = inspect.signature(parameters.__init__).parameters
+    if serve is None or not {"no_monitor", "include_log_monitor"} <= known.keys():
+        yield  # another Ray than was tried: as it likes
+        return
+
+    class Parameters(parameters):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "no_monitor": True, "include_log_monitor": False})
+
+    parameter.RayParams = Parameters  # type: ignore[misc]
+    node.Node.start_api_server = lambda self, **options: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.Node.start_api_server = parameters, serve  # type: ignore[misc, method-assign]
 
 
 def _is_server(pid: int) -> bool:

@@ -10,7 +10,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from storage import owner
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import memory, zygote
+from tuner.dispatch import ahead, memory, zygote
 from tuner.dispatch.surroundings import SHELL_MARK
 from tuner.dispatch.turns import TAIL
 from tuner.processes import sweep
@@ -36,6 +35,7 @@ class Nursery:
         folder: of the shell; its name is the mark of all its processes.
         environment: of the zygote and its ranks.
         preload: modules that the zygote imports once.
+        waits: one has been started ahead, and waits in the folder; see :mod:`tuner.dispatch.ahead`.
         ended: called with our end of a rank's channel when the rank has ended: with its exit code
             (negative for a signal), or None when its zygote was lost.
 
@@ -50,6 +50,8 @@ class Nursery:
         environment: Mapping[str, str],
         preload: Sequence[str],
         ended: Callable[[socket.socket, int | None], None],
+        *,
+        waits: bool = False,
     ) -> None:
         self.pid = self.zygote = 0
         self._folder = folder
@@ -69,7 +71,11 @@ class Nursery:
         self._kept = 0  # the process that waits for another attempt
         self._seen: dict[int, Mapping[str, object]] = {}  # what was below the zygote when last looked at
         self._closing = self._has_zygote = False
-        self._start()
+        waiting = ahead.call(str(folder), environment) if waits else None
+        if waiting is not None:
+            self._attach(waiting, None)
+        else:
+            self._start()
 
     def listen(self, host: str) -> int:
         """Bind the socket on which rank 0's next process serves its store; the port."""
@@ -223,23 +229,19 @@ class Nursery:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._control, self._has_zygote = ours, True
-            process = subprocess.Popen(
-                # -P: a file of the user's in the working folder must not stand in for one of ours
-                [
-                    *(sys.executable, "-P", "-m", "tuner.dispatch.zygote"),
-                    *(str(theirs.fileno()), str(self._folder), *self._preload),
-                ],
-                pass_fds=[theirs.fileno()],
-                env=dict(self._environment),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+            process = ahead.start(
+                theirs, str(self._folder), self._preload, self._environment, subprocess.DEVNULL
             )
-        threading.Thread(target=self._read, args=(ours, process), daemon=True).start()
+        self._attach(ours, process)
 
-    def _read(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    def _attach(self, control: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
+        self._control, self._has_zygote = control, True
+        threading.Thread(target=self._read, args=(control, process), daemon=True).start()
+
+    def _read(self, control: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
         """Starts and exact ends of ranks, until the zygote goes."""
-        process.wait()  # not the zygote itself, see there
+        if process is not None:
+            process.wait()  # not the zygote itself, see there
         with contextlib.suppress(OSError), control.makefile("r") as lines:
             for line in lines:
                 message = json.loads(line)

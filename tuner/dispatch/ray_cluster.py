@@ -14,7 +14,7 @@ import ray
 import ray.exceptions
 
 from tuner.assignment import Assignment, ObjectiveRef
-from tuner.dispatch import nodes, packages, standing
+from tuner.dispatch import ahead, nodes, packages, standing
 from tuner.dispatch.base import Adopted, Cluster, Executor, Sink
 from tuner.dispatch.capacity import Nodes, described, fits, more, remaining, rest, shortage
 from tuner.dispatch.connection import Connection
@@ -24,7 +24,6 @@ from tuner.dispatch.ray_group import GROUP, Group, Shape, cause
 from tuner.dispatch.set_aside import SetAside
 from tuner.dispatch.shell import StaleEpoch, Standing
 from tuner.errors import ClusterUnavailable, Infeasible, StudyHeld
-from tuner.imports import TORCH
 from tuner.messages import Answer, Ended, Envelope, Message, RankInfo, Released
 from tuner.outcome import Outcome, Reason
 from tuner.processes import are_ended
@@ -54,10 +53,19 @@ class RayExecutor(Executor):
         address: of a cluster; None: the Ray that this process is connected to, else
             ``$RAY_ADDRESS``, else a local one that is started and ended here.
         runtime_env: what is sent to every node; see :mod:`tuner.runtime_env`.
+        preload: of the objective whose attempts are expected.
     """
 
-    def __init__(self, address: str | None = None, runtime_env: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
         self._connection = Connection(address, runtime_env)
+        self._preload = tuple(preload)
+        self._ahead: list[ahead.Ahead] = []
+        self._ahead_is_given = False
         self._groups: list[Group] = []
         self._parting: list[Group] = []
         self._waiting: deque[Assignment] = deque()
@@ -81,6 +89,8 @@ class RayExecutor(Executor):
         self, run: str, epoch: int, resources: Sequence[Resources], sink: Sink, study: str = ""
     ) -> Cluster:
         self._run, self._epoch, self._sink, self._study = run, epoch, sink, study
+        if resources and self._connection.starts_ray:
+            self._ahead = ahead.taken(run) or ahead.start_group(run, resources[0], self._preload)
         self._connection.open(run)
         self._nodes = nodes.alive()
         self._configured = nodes.configured()
@@ -258,6 +268,7 @@ class RayExecutor(Executor):
         self._groups.clear()
         self._parting.clear()
         self._refs.clear()
+        self._end_ahead()
         self._connection.close()
 
     # ------------------------------------------------------------------ for groups
@@ -385,10 +396,24 @@ class RayExecutor(Executor):
         if not fits(self._room(idle=True), (shape.bundle, shape.ranks)):
             for idle in [group for group in self._groups if group.idle_since is not None]:
                 self._part(idle)
-        group = Group.make(self, shape, self._epoch)
+        group = Group.make(self, self._with_ahead(shape), self._epoch)
         self._groups.append(group)
         claimed[group] = number
         return not shape.filler
+
+    def _with_ahead(self, shape: Shape) -> Shape:
+        """What was started ahead goes to the first group, or ends where that is of another kind."""
+        if self._ahead_is_given:
+            return shape
+        self._ahead_is_given = True
+        if shape.hide_gpus and all(one.is_for(shape.cpus, shape.preload) for one in self._ahead):
+            return dataclasses.replace(shape, ahead=tuple(one.folder for one in self._ahead))
+        self._end_ahead()
+        return shape
+
+    def _end_ahead(self) -> None:
+        while self._ahead:
+            self._ahead.pop().end()
 
     def _has_room(self, shape: Shape, at_most: bool = False) -> bool:
         if shape.filler:
@@ -435,7 +460,6 @@ class RayExecutor(Executor):
             filler = rest(list(self._nodes.values()), bundle, resources.count)
         if not name and not self._connection.is_local and self._study:
             name = standing.group_name(self._study)
-        needed = (TORCH,) if resources.count > 1 or resources.gpus else ()
         return Shape(
             run=assignment.run,
             ranks=resources.count,
@@ -443,7 +467,7 @@ class RayExecutor(Executor):
             bundle=bundle,
             hide_gpus=not resources.gpus,
             filler=filler,
-            preload=(*needed, *assignment.objective.preload),
+            preload=ahead.modules(resources, assignment.objective.preload),
             packages=self._connection.packages,
             name=name,
             study=self._study,

@@ -68,6 +68,7 @@ class Shape:
         packages: what its shells were sent, as :func:`tuner.dispatch.packages.told` has it.
         name: of the group on a cluster that outlives its driver, else "".
         study: its uid.
+        ahead: folders of shells whose zygotes wait for them, of the first ranks.
     """
 
     run: str = field(compare=False)
@@ -80,6 +81,7 @@ class Shape:
     packages: str = ""
     name: str = field(default="", compare=False)
     study: str = field(default="", compare=False)
+    ahead: tuple[str, ...] = field(default=(), compare=False)
 
 
 class Owner(Protocol):
@@ -113,11 +115,12 @@ class Owner(Protocol):
 class RayShell(Shell):
     """A shell that knows where Ray placed it, and to which group it belongs."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, rank: int) -> None:
         self._group = shape.name
         self._sent = dict(ray.get_runtime_context().runtime_env)
         package = os.getcwd() if self._sent.get("working_dir") else ""  # where Ray starts its workers then
-        super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload, shape.study, package)
+        folder = shape.ahead[rank] if rank < len(shape.ahead) else ""
+        super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload, shape.study, package, folder)
         self._node = ray.get_runtime_context().get_node_id()
 
     def left(self) -> None:
@@ -635,7 +638,7 @@ def _actor(shape: Shape, placement: Any, rank: int) -> Any:
         max_concurrency=8,
         **(kept if shape.name else {}),
     )
-    return actor.remote(shape)
+    return actor.remote(shape, rank)
 
 
 def _is_node(error: Exception) -> bool:

@@ -117,6 +117,7 @@ class Shell:
         preload: modules that the zygote imports once.
         study: its uid, by which shells of a node find the data that they share; "" for none.
         package: this node's copy of the folder that the driver has sent; "" for none.
+        folder: of its own, where a zygote waits for it; "" where it makes one.
     """
 
     def __init__(
@@ -127,12 +128,13 @@ class Shell:
         preload: Sequence[str],
         study: str = "",
         package: str = "",
+        folder: str = "",
     ) -> None:
         self._run = run
         self._node = ""
         self._package = package
         self._shared: shared_folder.Held | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
+        self._folder = Path(folder or tempfile.mkdtemp(prefix=f"tuner-{run}-"))
         with contextlib.suppress(BadInput):  # who asks for shared data hears of it
             self._shared = shared_folder.hold(study)
         shared = self._shared.path if self._shared is not None else ""
@@ -158,7 +160,7 @@ class Shell:
         self._words_kept = threading.Event()
         self._kernel_kills = 0
         self._printed, self._next_follow = "", 0.0
-        self._nursery = Nursery(self._folder, self._environment, preload, self._end_child)
+        self._nursery = Nursery(self._folder, self._environment, preload, self._end_child, waits=bool(folder))
         threading.Thread(target=self._watch, daemon=True).start()
 
     def ready(self) -> dict[str, Any]:

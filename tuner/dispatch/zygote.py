@@ -5,7 +5,8 @@ waits for requests of its shell, forks, and reports exact exit codes and signals
 ends, everything that the child left behind is ended too: the zygote is the subreaper of its
 tree. When the shell dies, its end of the control socket closes, and the zygote ends all.
 
-Run as ``python -m tuner.dispatch.zygote FD FOLDER [MODULE ...]``: the control socket, the shell's
+Run as ``python -m tuner.dispatch.zygote FD FOLDER [MODULE ...]``: the control socket, or one that
+listens for the shell (:mod:`tuner.dispatch.ahead`); the shell's
 folder, which goes with the shell, and modules to import once for all ranks.
 """
 
@@ -26,6 +27,7 @@ import socket
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +37,7 @@ import psutil
 from tuner import compiled, shared_folder
 from tuner.assignment import Assignment
 from tuner.channel import Channel, Place
-from tuner.dispatch import turns, working_folder
+from tuner.dispatch import ahead, turns, working_folder
 from tuner.dispatch.pipe import PipeChannel
 from tuner.processes import become_subreaper, die_with_parent
 from tuner.seeds import seed_everything
@@ -45,6 +47,8 @@ __all__ = ["main", "request"]
 
 _HEADER = struct.Struct("!I")
 _MAX_FDS = 4
+_LATER = ("torch._dynamo",)  # what a process's first optimiser imports, 1.4 s: too long for the first rank
+_QUIET = 5.0  # seconds from a fork, after which its rank has made its own start
 _IDLE = b"."  # what a process says at its desk when it is ready for another attempt
 
 
@@ -88,11 +92,10 @@ def main() -> None:
         os._exit(0)
     with contextlib.suppress(OSError):  # Ray's workers are nice; a training need not be, nor its imports
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-    control = socket.socket(fileno=int(sys.argv[1]))
-    preload = ["optuna", "tuner.worker", *sys.argv[3:]]
+    given = socket.socket(fileno=int(sys.argv[1]))
+    preload, later = ["optuna", "tuner.worker", *sys.argv[3:]], []
     if any(name.partition(".")[0] == "torch" for name in sys.argv[3:]):
-        # first, and with what a process's first optimiser imports: 1.4 s for each rank
-        preload = ["torch", *preload, "torch._dynamo"]
+        preload, later = ["torch", *preload], [*_LATER]
     for name in preload:
         _import(name)
     compiled.remember(is_users_file)
@@ -108,8 +111,10 @@ def main() -> None:
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    _tell(control, {"ready": os.getpid()})
-    _serve(control, wake, wake_write)
+    control = ahead.hired(given)
+    if control is not None:
+        _tell(control, {"ready": os.getpid()})
+        _serve(control, wake, wake_write, later)
     _end_children()
     working_folder.remove(sys.argv[2])
     shared_folder.sweep()  # the last shell of a node may have been killed
@@ -127,10 +132,31 @@ def _import(name: str) -> None:
                 del sys.modules[left]
 
 
-def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
+def _import_later(names: list[str]) -> None:
+    """Import what is left of ``names``, and leave none."""
+    if names:
+        with warnings.catch_warnings():  # a rank finds the filters that the first has found
+            for name in names:
+                _import(name)
+        names.clear()
+        gc.collect()
+        gc.freeze()
+
+
+def _serve(control: socket.socket, wake: int, wake_write: int, later: list[str]) -> None:
+    """Fork a rank for each request.
+
+    Args:
+        later: modules for all ranks but the first, which does not wait for them: imported once it is past
+            its start, or before the second.
+    """
     line: _Line | None = None
+    served = False
     while True:
-        readable, _, _ = select.select([control.fileno(), wake], [], [])
+        wait = _QUIET if later and line is not None else None
+        readable, _, _ = select.select([control.fileno(), wake], [], [], wait)
+        if not readable:
+            _import_later(later)
         if wake in readable:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
@@ -139,6 +165,9 @@ def _serve(control: socket.socket, wake: int, wake_write: int) -> None:
             received = _receive(control)
             if received is None:
                 return
+            if served:
+                _import_later(later)
+            served = True
             line = _Line(control, received, (wake, wake_write))
             line.fork()
 

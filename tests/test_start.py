@@ -1,0 +1,165 @@
+"""The order of a start: what is refused starts nothing, and what a rank does not need does not delay it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.test_zygote import assignment, attribute, drain_until, until_ended
+from tuner.channel import Place
+from tuner.dispatch.ahead import Ahead
+from tuner.dispatch.shell import Shell
+from tuner.dispatch.surroundings import SHELL_MARK
+from tuner.messages import UserAttr
+from tuner.outcome import Reason
+from tuner.processes import MARK, is_gone, marked
+
+RUN = f"start-tests-{os.getpid()}"
+
+OBJECTIVES = """
+import os, sys
+
+def tells(trial):
+    trial.set_user_attr("told", {
+        "modules": [name for name in ("torch", "torch._dynamo") if name in sys.modules],
+        "environment": dict(os.environ),
+        "input": sys.stdin.read(),
+        "zygote": os.getppid(),
+    })
+    return 0.0
+"""
+
+COMMANDS = """
+import sys
+from tuner.cli import main
+from tuner.dispatch import ahead
+
+common = ["--storage", "sqlite:///tuner.db", "--trials", "1", "--gpus", "0"]
+for target, *more in (
+    ["good.py:nothing", "--study", "s"],
+    ["bad.py", "--study", "s"],
+    ["good.py", "--study", "s", "--trial-timeout", "-1"],
+    ["good.py", "--study", "s", "--sampler", "no-such"],
+    ["good.py", "--study", "there"],
+):
+    assert main(["run", target, *more, *common]) == 2
+    print("ray" in sys.modules, ahead.taken(ahead.mark()), flush=True)
+"""
+
+
+def is_ended(mark: str) -> bool:
+    return all(is_gone(pid) for pid in marked(mark))
+
+
+def until_ended_by_itself(mark: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_ended(mark):
+        assert time.monotonic() < deadline, [psutil.Process(pid) for pid in marked(mark)]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("objectives") / "start_objectives.py"
+    path.write_text(OBJECTIVES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hired() -> Iterator[tuple[Shell, int]]:
+    """A shell whose zygote was there before it, and that zygote."""
+    ahead = Ahead(RUN, 1, ("torch",))
+    ahead._process.wait(timeout=60)  # its parent
+    (waiting,) = marked(os.path.basename(ahead.folder), SHELL_MARK)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SET_SINCE", "yes")
+        shell = Shell(RUN, cpus=1, hide_gpus=True, preload=("torch",), folder=ahead.folder)
+    yield shell, waiting
+    shell.shutdown(1)
+    ahead.end()
+    assert marked(RUN) == []
+    assert not Path(ahead.folder).exists()
+
+
+def test_a_shell_takes_the_zygote_that_waits_for_it_and_gives_it_its_environment(
+    hired: tuple[Shell, int], file: Path
+) -> None:
+    shell, waiting = hired
+    shell.start([assignment(file, "tells", run=RUN)], Place())
+    messages, _ = drain_until(shell, lambda message: isinstance(message, UserAttr))
+    told = attribute(messages)
+    assert until_ended(shell).reason == Reason.COMPLETE
+    assert told["environment"]["SET_SINCE"] == "yes"
+    assert told["environment"][MARK] == RUN
+    assert told["input"] == ""
+    assert told["zygote"] == waiting
+    assert marked(RUN) == [waiting], "the shell has started another"
+    # the first rank does not wait for what only an optimiser needs; the next find it imported
+    assert told["modules"] == ["torch"]
+    shell.start([assignment(file, "tells", run=RUN, number=1)], Place())
+    messages, _ = drain_until(shell, lambda message: isinstance(message, UserAttr))
+    assert attribute(messages)["modules"] == ["torch", "torch._dynamo"]
+    assert attribute(messages)["zygote"] == waiting
+    assert until_ended(shell).reason == Reason.COMPLETE
+
+
+def test_a_shell_starts_its_own_where_the_one_that_waited_has_died(file: Path) -> None:
+    run = f"{RUN}-dead"
+    ahead = Ahead(run, 1, ())
+    ahead._process.wait(timeout=60)
+    for pid in marked(run):
+        psutil.Process(pid).kill()
+    until_ended_by_itself(run)
+    shell = Shell(run, cpus=1, hide_gpus=True, preload=(), folder=ahead.folder)
+    try:
+        shell.start([assignment(file, "tells", run=run)], Place())
+        assert until_ended(shell).reason == Reason.COMPLETE
+    finally:
+        shell.shutdown(1)
+        ahead.end()
+    assert marked(run) == []
+
+
+def test_a_zygote_ends_with_the_driver_that_has_no_shell_for_it() -> None:
+    run = f"{RUN}-alone"
+    ahead = Ahead(run, 1, ())
+    assert ahead._process.stdin is not None
+    ahead._process.wait(timeout=60)
+    ahead._process.stdin.close()  # as when the driver is killed
+    until_ended_by_itself(run)
+    assert not Path(ahead.folder).exists()
+    ahead.end()
+
+
+def test_what_is_refused_starts_no_ray_and_leaves_nothing(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    (tmp_path / "good.py").write_text("import numpy\ndef objective(trial):\n    return 0.0\n")
+    (tmp_path / "bad.py").write_text("import numpy\nraise RuntimeError('broken')\n")
+    make = "import tuner; tuner.create_study('there', storage='sqlite:///tuner.db')"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["TMPDIR"] = str(temporary)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{make}\n{COMMANDS}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["False []"] * 5
+    said = done.stderr.splitlines()
+    assert len(said) == 5, done.stderr
+    for line, word in zip(said, ("nothing", "broken", "trial_timeout", "no-such", "there"), strict=True):
+        assert line.startswith("error: ")
+        assert word in line
+    assert list(temporary.iterdir()) == []
