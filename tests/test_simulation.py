@@ -116,7 +116,7 @@ def test_the_clock_and_the_workers_bound_what_is_done() -> None:
 
 def test_the_samplers_time_can_be_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(0.0, 4.0)
-    monkeypatch.setattr("tuner.simulation.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("tuner.simulation.simulator.perf_counter", lambda: next(ticks))
     charged = tuner.simulate(study(), SPACE, curve, max_concurrent=3, n_trials=3, charge_sampler=True)
     assert charged.seconds == 3 * 4.0 + STEPS * 10.0  # the third trial waits for the two before it
     free = tuner.simulate(study(), SPACE, curve, max_concurrent=3, n_trials=3)

@@ -1,4 +1,4 @@
-"""A study on a virtual clock: what a strategy would do on a cluster that nobody has paid for yet.
+"""The loop of a simulation: the driver's decisions on a virtual clock.
 
 Sampling, pruning, claims, retries and what starts next are the driver's own code
 (:class:`~tuner.study.DrivenStudy`, :class:`~tuner.attempts.Attempts`, :mod:`tuner.scheduler`,
@@ -8,234 +8,33 @@ event is taken from a heap, and time passes at once.
 
 from __future__ import annotations
 
-import copy
 import gc
 import heapq
 import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from storage import StudyRecord
-from storage.memory import MemoryStudy
 from tuner import retry, scheduler
 from tuner.assignment import Draw
 from tuner.attempts import Attempts, Due, Running
 from tuner.errors import BadInput
 from tuner.messages import Report, Saved
-from tuner.outcome import Outcome, Reason, classify_return
+from tuner.outcome import Outcome, Reason
 from tuner.retry import Retry
 from tuner.seeds import derived_seed
-from tuner.study import DrivenStudy, Space, check_space
+from tuner.simulation.faults import Faults
+from tuner.simulation.result import Simulation
+from tuner.simulation.script import Script
+from tuner.study import DrivenStudy, Space
 
-__all__ = ["Curve", "Faults", "Script", "Simulation", "play", "simulate"]
-
-Curve = Callable[[Mapping[str, Any]], Iterable[tuple[float, float]]]
-"""Of a trial's parameters: (value, seconds) of each step, the first of which is step 1."""
+__all__ = ["Simulator"]
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Faults:
-    """What goes wrong in a simulated cluster.
-
-    Args:
-        mean_life: seconds that a worker lives on average while it trains; None: for ever.
-        repair: seconds until another worker is there for one that was lost.
-        stragglers: share of the attempts that are slow, 0 to 1.
-        slowdown: by how much.
-        start_delay: seconds from a dispatch to the first step: processes, imports, data.
-        checkpoint_every: steps between checkpoints, from which a lost attempt goes on; 0: it starts over.
-
-    Raises:
-        BadInput: a value is out of range.
-
-    Example:
-        >>> Faults(mean_life=3600.0, checkpoint_every=1).repair
-        0.0
-    """
-
-    mean_life: float | None = None
-    repair: float = 0.0
-    stragglers: float = 0.0
-    slowdown: float = 3.0
-    start_delay: float = 0.0
-    checkpoint_every: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"repair": 0, "start_delay": 0, "slowdown": 1, "checkpoint_every": 0, "stragglers": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not low <= value < math.inf:
-                raise BadInput(f"faults: {name}={value!r}: give a number of at least {low}")
-        if self.stragglers > 1:
-            raise BadInput(f"faults: stragglers={self.stragglers!r}: give a share of 0 to 1")
-        if self.mean_life is not None and not self.mean_life > 0:
-            raise BadInput(f"faults: mean_life={self.mean_life!r}: give seconds, or None")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Script:
-    """What a simulated trial does if nobody stops it.
-
-    Attributes:
-        steps: (step, value, seconds) of each report, steps ascending.
-        end: its outcome, of the last value reported; None where nothing was.
-    """
-
-    steps: Iterable[tuple[int, float, float]]
-    end: Callable[[float | None], Outcome]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Simulation:
-    """What a simulation found. Seconds are virtual ones.
-
-    Attributes:
-        seconds: until its end.
-        history: (seconds, best value of the COMPLETE trials) at each improvement.
-        best: the last of these values, or None.
-        utilisation: share of the workers' seconds that went into steps.
-        epochs: steps computed, those that were computed again included; ``repeated`` of these.
-        attempts: that were started.
-        states: number of trials by state, such as ``{"COMPLETE": 30, "PRUNED": 70}``.
-        trials: as Optuna has them.
-
-    Example:
-        >>> space = {"x": optuna.distributions.FloatDistribution(0, 1)}
-        >>> study = optuna.create_study(
-        ...     sampler=optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner()
-        ... )
-        >>> found = tuner.simulate(study, space, lambda params: [(params["x"], 2.0)], n_trials=6, seed=1)
-        >>> found.epochs, found.states
-        (6, {'COMPLETE': 6})
-    """
-
-    seconds: float
-    history: tuple[tuple[float, float], ...]
-    best: float | None
-    utilisation: float
-    epochs: int
-    repeated: int
-    attempts: int
-    states: Mapping[str, int]
-    trials: tuple[FrozenTrial, ...] = field(repr=False)
-
-
-def simulate(
-    study: optuna.Study,
-    space: Any,
-    curve: Curve,
-    *,
-    max_concurrent: int = 64,
-    n_trials: int | None = None,
-    until: float | None = None,
-    faults: Faults | None = None,
-    retry: Retry | None = None,
-    seed: int = 0,
-    charge_sampler: bool = False,
-) -> Simulation:
-    """Run a study's sampler and pruner on a virtual cluster; the study itself is not touched.
-
-    The simulated study starts without trials. For a seed it is the same to the bit each time, unless
-    the sampler's time is charged.
-
-    Args:
-        study: whose directions, sampler and pruner are tried; with one objective.
-        space: as for ``optimize``: distributions by name, or a function of the trial.
-        curve: parameters -> (value, seconds) per step; the value of the last step is the trial's.
-        max_concurrent: workers.
-        n_trials: finished trials after which nothing new starts.
-        until: seconds after which it ends, whatever runs; this or ``n_trials`` is needed.
-        faults: losses, stragglers and delays; default: none.
-        retry: as for ``optimize``.
-        charge_sampler: let the clock run while the sampler thinks, as a real driver has to wait.
-
-    Raises:
-        BadInput: an argument is wrong.
-
-    Example:
-        >>> import optuna
-        >>> space = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
-        >>> study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-        >>> def curve(params):
-        ...     return [(params["x"] + 1.0 / step, 10.0) for step in range(1, 4)]
-        >>> found = simulate(study, space, curve, max_concurrent=4, n_trials=8)
-        >>> found.seconds, found.epochs, found.utilisation
-        (60.0, 24, 1.0)
-    """
-    checked = check_space(space)
-    directions = [one.name.lower() for one in study.directions]
-
-    def script(trial: FrozenTrial) -> Script:
-        steps = enumerate(curve(dict(trial.params)), 1)
-        return Script(
-            steps=((step, value, seconds) for step, (value, seconds) in steps),
-            end=lambda value: classify_return(value, directions),
-        )
-
-    return play(
-        study,
-        checked,
-        script,
-        max_concurrent=max_concurrent,
-        n_trials=n_trials,
-        until=until,
-        faults=faults,
-        retry=retry,
-        seed=seed,
-        charge_sampler=charge_sampler,
-    )
-
-
-def play(
-    study: optuna.Study,
-    space: Space,
-    script: Callable[[FrozenTrial], Script],
-    *,
-    max_concurrent: int,
-    n_trials: int | None = None,
-    until: float | None = None,
-    faults: Faults | None = None,
-    retry: Retry | None = None,
-    seed: int = 0,
-    charge_sampler: bool = False,
-) -> Simulation:
-    """As :func:`simulate`, of trials whose scripts are given, each when its attempt starts."""
-    if len(study.directions) != 1:
-        raise BadInput(f"study {study.study_name!r} has {len(study.directions)} objectives; a curve has one")
-    if n_trials is None and until is None:
-        raise BadInput("simulate: give n_trials, until, or both: nothing else ends it")
-    if isinstance(max_concurrent, bool) or not isinstance(max_concurrent, int) or max_concurrent < 1:
-        raise BadInput(f"max_concurrent={max_concurrent!r}: give a whole number of at least 1")
-    if until is not None and not until > 0:
-        raise BadInput(f"until={until!r}: give seconds")
-    record = StudyRecord(
-        name=study.study_name,
-        study_id=1,
-        directions=(study.direction.name.lower(),),
-        uid="simulated",
-        seed=seed,
-    )
-    driven = DrivenStudy(MemoryStudy(record), copy.deepcopy(study.sampler), copy.deepcopy(study.pruner))
-    return _Simulator(
-        driven,
-        space,
-        script,
-        workers=max_concurrent,
-        n_trials=n_trials,
-        until=until,
-        faults=faults or Faults(),
-        policy=retry or Retry(),
-        charge_sampler=charge_sampler,
-    ).run()
 
 
 class _NoFiles:
@@ -274,7 +73,15 @@ class _Work:
     since: float | None = None
 
 
-class _Simulator:
+class Simulator:
+    """A study on virtual workers, to be run once.
+
+    Args:
+        study: driven here, over a store in memory.
+        script: of a trial whose parameters are drawn, for each of its attempts.
+        policy: for retries.
+    """
+
     def __init__(
         self,
         study: DrivenStudy,
