@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
 from optuna.trial import FrozenTrial
 
 from storage.errors import Refused
@@ -33,9 +33,23 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\ud[89a-f]")
 
 
-@functools.lru_cache(maxsize=4096)
 def distribution_text(distribution: BaseDistribution) -> str:
-    """A distribution as Optuna stores it, made once: every trial has the same ones."""
+    """A distribution as Optuna stores it, made once: every trial has the same ones.
+
+    Example:
+        >>> from optuna.distributions import CategoricalDistribution
+        >>> distribution_text(CategoricalDistribution([False, True]))
+        '{"name": "CategoricalDistribution", "attributes": {"choices": [false, true]}}'
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution_to_json(
+            distribution
+        )  # 0, False and 0.0 are equal, and so are distributions of them
+    return _numbers_text(distribution)
+
+
+@functools.lru_cache(maxsize=4096)
+def _numbers_text(distribution: BaseDistribution) -> str:
     return distribution_to_json(distribution)
 
 

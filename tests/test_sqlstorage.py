@@ -348,3 +348,14 @@ def test_an_added_trial_of_another_space_is_refused(storage: SqlStorage, leased:
         with pytest.raises(Refused, match="NaN"):
             storage.set_trial_state_values(study.ask()._trial_id, TrialState.COMPLETE, [float("nan")])
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]
+
+
+@pytest.mark.parametrize("leased", [False, True], ids=["shared", "held"])
+def test_choices_that_are_equal_stay_what_they_are(storage: SqlStorage, url: str, leased: bool) -> None:
+    study = study_on(storage)
+    space = {name: CategoricalDistribution(one) for name, one in (("n", [0, 1]), ("flag", [False, True]))}
+    with storage.lease("s") if leased else contextlib.nullcontext():
+        study.add_trial(create_trial(params={"n": 1, "flag": True}, distributions=space, value=1.0))
+        study.tell(study.ask(space), 2.0)
+    for trial in SqlStorage(url).get_all_trials(study._study_id):
+        assert {name: type(value) for name, value in trial.params.items()} == {"n": int, "flag": bool}
