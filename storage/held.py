@@ -120,6 +120,7 @@ class HeldStudy:
         endings: by trial id, the end of the attempt that goes into the transaction of the next
             terminal state, which is then queued like a report: nobody waits for its commit.
         finished_elsewhere: ids of trials of ours that another program told; the driver takes them out.
+        keeps_events: False where the event log goes nowhere.
         refreshed: when :meth:`refresh` was last through, on the monotonic clock.
         attributes_set: counts the attributes of the study that were set here.
         refused: what the database refused although nobody waited for it: trial id and why.
@@ -131,6 +132,8 @@ class HeldStudy:
         ...     study.set_user_attr("note", "durable within half a second")
         ...     done = held.flush()  # now
     """
+
+    keeps_events = True
 
     def __init__(
         self, lease: Lease, record: StudyRecord, *, claims: bool = True, patience: float = 60.0

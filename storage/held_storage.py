@@ -46,6 +46,7 @@ __all__ = ["HeldStorage"]
 
 
 _provisional = itertools.count(-1, -1)
+_SCALARS = frozenset({bool, float, int, str, type(None)})  # JSON gives back the same
 
 
 class HeldStorage(BaseStorage):
@@ -322,7 +323,7 @@ class HeldStorage(BaseStorage):
         with held.lock:
             trial = self._writable(trial_id)
             attrs = trial._user_attrs if kind == "user" else trial._system_attrs
-            attrs[key] = json.loads(text)
+            attrs[key] = value if type(value) in _SCALARS else json.loads(text)
             held.queue(SetTrialAttr(trial_id=trial._trial_id, kind=kind, key=key, value_json=text))
 
     def _set_study_attr(self, kind: str, key: str, value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import collections
-import copy
 import datetime as dt
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
@@ -169,7 +168,8 @@ class StudyImage:
 
 def clone(trial: FrozenTrial) -> FrozenTrial:
     """A copy that shares no container with the trial; values and distributions are shared."""
-    twin = copy.copy(trial)
+    twin: FrozenTrial = object.__new__(type(trial))  # copy.copy takes four times as long
+    vars(twin).update(vars(trial))
     twin._params = dict(trial._params)
     twin._distributions = dict(trial._distributions)
     twin._user_attrs = dict(trial._user_attrs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from storage.writes import (
 
 __all__ = ["MemoryStudy"]
 
-_ANSWERED = (CreateTrial, PopWaiting, Claim, StartAttempt, EndAttempt, FinishTrial)
+_ANSWERED = frozenset({CreateTrial, PopWaiting, Claim, StartAttempt, EndAttempt, FinishTrial})
 
 
 @dataclass(kw_only=True)
@@ -40,6 +39,8 @@ class _Lease:
 class MemoryStudy(HeldStudy):
     """A study of this process alone; what is written is applied at once, and ends with the process.
 
+    Events are not kept: nobody can read them afterwards.
+
     Args:
         record: its name, directions and seed.
 
@@ -49,11 +50,13 @@ class MemoryStudy(HeldStudy):
         'sketch'
     """
 
+    keeps_events = False
+
     def __init__(self, record: StudyRecord) -> None:
         lease: Any = _Lease()
         self._begin(lease, record, claims=True)
         self.storage = HeldStorage(self)
-        self._attempts: dict[int, dict[int, AttemptRecord]] = {}  # by trial and attempt
+        self._attempts: dict[int, dict[int, dict[str, Any]]] = {}  # fields of records, by trial and attempt
         self._created = 0
 
     @property
@@ -87,9 +90,9 @@ class MemoryStudy(HeldStudy):
 
     def attempts(self, trial_id: int | None = None) -> list[AttemptRecord]:
         if trial_id is not None:
-            return list(self._attempts.get(trial_id, {}).values())
-        all_of = (list(records.values()) for records in self._attempts.values())
-        return [one for records in all_of if records[-1].state != "ended" for one in records]
+            return [AttemptRecord(**fields) for fields in self._attempts.get(trial_id, {}).values()]
+        opened = [one for one, records in self._attempts.items() if records[max(records)]["state"] != "ended"]
+        return [record for one in opened for record in self.attempts(one)]
 
     def checkpoints(self, trial_id: int) -> list[CheckpointRecord]:
         self._checkpoints.setdefault(trial_id, [])
@@ -134,21 +137,21 @@ class MemoryStudy(HeldStudy):
 
     def _claim(self, trial_id: int, number: int, attempt: int, attributes: str, step: int | None) -> None:
         if self.claims:
-            self._attempts.setdefault(trial_id, {})[attempt] = AttemptRecord(
-                trial_id=trial_id,
-                number=number,
-                attempt=attempt,
-                state="claimed",
-                reason=None,
-                charged=False,
-                resumed_step=step,
-                relative=None,
-                attributes=attributes,
-                ranks=None,
-                provenance=None,
-            )
+            self._attempts.setdefault(trial_id, {})[attempt] = {
+                "trial_id": trial_id,
+                "number": number,
+                "attempt": attempt,
+                "state": "claimed",
+                "reason": None,
+                "charged": False,
+                "resumed_step": step,
+                "relative": None,
+                "attributes": attributes,
+                "ranks": None,
+                "provenance": None,
+            }
 
     def _change(self, trial_id: int, attempt: int, **fields: Any) -> None:
-        records = self._attempts.get(trial_id, {})
-        if attempt in records:
-            records[attempt] = dataclasses.replace(records[attempt], **fields)
+        known = self._attempts.get(trial_id, {}).get(attempt)
+        if known is not None:
+            known.update(fields)

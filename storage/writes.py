@@ -254,8 +254,11 @@ GUARDED = (SetParam, AddReport, AddMetric, SetTrialAttr, FinishTrial, Supersede,
 """Writes that only a RUNNING trial takes."""
 
 
+_NO_ATTRIBUTES = json.dumps({"user": {}, "system": {}})
+
+
 def attributes_json(trial: FrozenTrial | None) -> str:
     """A trial's attributes as the JSON that a claim or a checkpoint keeps."""
-    if trial is None:
-        return json.dumps({"user": {}, "system": {}})
+    if trial is None or not (trial._user_attrs or trial._system_attrs):
+        return _NO_ATTRIBUTES
     return json.dumps({"user": trial.user_attrs, "system": trial.system_attrs})

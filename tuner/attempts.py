@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +120,8 @@ class Files(Protocol):
     def verify(self, shard: Shard) -> bool: ...
 
     def delete(self, paths: Iterable[str]) -> None: ...
+
+    def is_folder(self, root: str) -> bool: ...
 
     def sweep(self, root: str, kept: Iterable[str]) -> None: ...
 
@@ -428,7 +429,7 @@ class Attempts:
         keep = LAST_CHECKPOINTS if state is not TrialState.PRUNED else 0
         self._delete(running.trial_id, records, retention.expendable(records, keep, over=True))
         root = self.folder(running.number)
-        if records or os.path.isdir(root):
+        if records or self._files.is_folder(root):
             left = self._held.checkpoints(running.trial_id)
             self._files.sweep(root, [one.path for one in left])
         if records and state is TrialState.COMPLETE and self._best is not None:

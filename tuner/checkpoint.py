@@ -29,6 +29,7 @@ __all__ = [
     "delete",
     "finish_folder",
     "folder_shard",
+    "is_folder",
     "load",
     "load_checkpoint",
     "make_folders",
@@ -257,6 +258,11 @@ def read_text(path: str, most: int = 2**20) -> str | None:
             return data.decode() if len(data) <= most else None
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def is_folder(root: str) -> bool:
+    """Whether a folder of checkpoints is on this machine's file system."""
+    return os.path.isdir(root)
 
 
 def sweep(root: str, kept: Iterable[str]) -> None:

@@ -256,6 +256,8 @@ class DrivenStudy(optuna.Study):
 
     def event(self, kind: str, detail: Mapping[str, Any], **fields: Any) -> None:
         """Queue a line of the study's event log."""
+        if not self.held.keeps_events:
+            return
         text = _ENCODE(detail)
         epoch, now = self.held.lease.epoch, utcnow()
         self.run = Run(epoch=epoch, began=self.run.began if self.run else now, last=now)

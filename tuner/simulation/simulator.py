@@ -46,6 +46,9 @@ class _NoFiles:
     def delete(self, paths: Iterable[str]) -> None:
         """Nothing is there."""
 
+    def is_folder(self, root: str) -> bool:
+        return False
+
     def sweep(self, root: str, kept: Iterable[str]) -> None:
         """Nothing is there."""
 
@@ -105,6 +108,7 @@ class Simulator:
         self._now = 0.0
         self._asked = 0.0  # until when the sampler is busy
         self._slots = workers
+        self._changed = True  # whether the scheduler may decide otherwise than it last did
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._due: list[tuple[float, int, Due]] = []
@@ -126,7 +130,13 @@ class Simulator:
                 gc.enable()
 
     def _run(self) -> Simulation:
-        while not isinstance(self._admit(), scheduler.Done) and self._events:
+        while True:
+            if self._changed:
+                self._changed = False
+                if isinstance(self._admit(), scheduler.Done):
+                    break
+            if not self._events:
+                break
             moment, _, event = heapq.heappop(self._events)
             if self._until is not None and moment > self._until:
                 self._now = self._until
@@ -184,7 +194,7 @@ class Simulator:
         """An attempt waits for its moment, and a free worker."""
         heapq.heappush(self._due, (due.due, next(self._order), due))
         if due.due > self._now:
-            self._at(due.due, lambda: None)  # look again then
+            self._at(due.due, self._look)
 
     def _start(self, due: Due) -> None:
         begin = perf_counter()
@@ -214,6 +224,10 @@ class Simulator:
             self._at(lost, lambda: self._lose(work))
 
     # ------------------------------------------------------------------ what happens
+
+    def _look(self) -> None:
+        """A worker, or an attempt that waits for one, is there now."""
+        self._changed = True
 
     def _next(self, work: _Work) -> None:
         """The next step of an attempt begins, or it has come to its end."""
@@ -262,10 +276,12 @@ class Simulator:
 
     def _repair(self) -> None:
         self._slots += 1
+        self._look()
 
     def _end(self, work: _Work, outcome: Outcome) -> None:
         work.running.ended = True
         self._running -= 1
+        self._look()
         result = self._attempts.end(work.running, outcome)
         if isinstance(result, Due):
             self._wait(result)
