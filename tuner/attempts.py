@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 LIVE_CHECKPOINTS = 2  # kept of a trial that runs: the newest may be damaged
 LAST_CHECKPOINTS = 1  # kept of a trial that ended
 
+_AS_BEFORE = Again()  # a plan that changes nothing: to make one is to check it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
@@ -66,7 +68,7 @@ class Due:
     due: float = 0.0
     history: tuple[PastAttempt, ...] = ()
     resume: retention.Whole | None = None
-    plan: Again = field(default_factory=Again)
+    plan: Again = _AS_BEFORE
     lost: AttemptRecord | None = None
     outcome: Outcome | None = None
 
@@ -334,7 +336,7 @@ class Attempts:
             As :meth:`end`; a terminal state is not durable yet, and a next attempt is.
         """
         decision = retry.decide(outcome, running.history, self._policy)
-        plan = self._plan(running.trial_id, running.attempt, outcome.reason) if decision.again else Again()
+        plan = self._plan(running.trial_id, running.attempt, outcome.reason) if decision.again else _AS_BEFORE
         if plan is None:
             why = "on_oom returned None"
             decision = dataclasses.replace(decision, again=False, why=why)
@@ -354,7 +356,7 @@ class Attempts:
             past = PastAttempt(reason=outcome.reason, charged=decision.charged)
             history = (*running.history, past)
             due = self.again(end, running.number, history, decision.delay, decision.why)
-            return dataclasses.replace(due, plan=plan or Again())
+            return dataclasses.replace(due, plan=plan or _AS_BEFORE)
         state = retry.state_of(outcome, self._policy)
         try:
             self._study.finish(
@@ -382,7 +384,7 @@ class Attempts:
         """How the attempt after an end differs from it; None: there is none."""
         policy = self._policy.on_oom
         if reason is not Reason.OOM or policy == "fail":
-            return Again()
+            return _AS_BEFORE
         if not callable(policy):
             return Again(alone=True)
         try:
@@ -401,10 +403,10 @@ class Attempts:
         if due.resume is None and self._origins.of(due.trial_id) is not None:
             due = self._from_origin(due)
         charged = [past for past in due.history if past.charged]
-        if due.plan != Again() or not charged or charged[-1].reason is not Reason.OOM:
+        if due.plan != _AS_BEFORE or not charged or charged[-1].reason is not Reason.OOM:
             return due
         plan = self._plan(due.trial_id, due.attempt - 1, Reason.OOM)
-        return dataclasses.replace(due, plan=plan or Again())
+        return dataclasses.replace(due, plan=plan or _AS_BEFORE)
 
     def _from_origin(self, due: Due) -> Due:
         """A retry that has no checkpoint of its own, from that of the trial that it repeats."""

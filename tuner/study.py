@@ -205,9 +205,16 @@ class DrivenStudy(optuna.Study):
             self.held.queue(SetStudyRow(study_uid=self.held.uid, columns=columns))
         if not prune:
             return False
-        step = trial.last_step
+        if self.held.keeps_events:
+            self.event("should_prune", self._inputs(trial_id), trial_id=trial_id, attempt=attempt)
+        self.held.flush()
+        return True
+
+    def _inputs(self, trial_id: int) -> dict[str, Any]:
+        """What a True verdict came from."""
         trial = self.held.image.trial(trial_id)  # with the rung that the pruner has just noted
-        inputs = {
+        step = trial.last_step
+        return {
             "pruner": type(self.pruner).__name__,
             **self._pruning.compared(trial),
             "step": step,
@@ -215,9 +222,6 @@ class DrivenStudy(optuna.Study):
             "seq": len(trial.intermediate_values),
             "finished": sum(count for state, count in self.held.image.counts.items() if state.is_finished()),
         }
-        self.event("should_prune", inputs, trial_id=trial_id, attempt=attempt)
-        self.held.flush()
-        return True
 
     def finish(
         self,
