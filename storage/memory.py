@@ -9,10 +9,13 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from storage.execution import DROPPED
 from storage.held import AttemptRecord, CheckpointRecord, CommandRecord, HeldStudy
 from storage.held_storage import HeldStorage
+from storage.latency import Commits
 from storage.studies import StudyRecord
 from storage.writes import (
+    AddMetric,
     Claim,
     CreateTrial,
     EndAttempt,
@@ -25,7 +28,8 @@ from storage.writes import (
 
 __all__ = ["MemoryStudy"]
 
-_ANSWERED = frozenset({CreateTrial, PopWaiting, Claim, StartAttempt, EndAttempt, FinishTrial})
+_STARTED = ("attributes", "relative", "provenance", "ranks", "resumed_step")
+_ANSWERED = frozenset({AddMetric, CreateTrial, PopWaiting, Claim, StartAttempt, EndAttempt, FinishTrial})
 
 
 @dataclass(kw_only=True)
@@ -57,7 +61,9 @@ class MemoryStudy(HeldStudy):
         self._begin(lease, record, claims=True)
         self.storage = HeldStorage(self)
         self._attempts: dict[int, dict[int, dict[str, Any]]] = {}  # fields of records, by trial and attempt
+        self._logged: dict[tuple[int, int], set[tuple[str, int]]] = {}  # by trial and attempt
         self._created = 0
+        self.patience = 0.0
 
     @property
     def away(self) -> bool:
@@ -66,6 +72,10 @@ class MemoryStudy(HeldStudy):
     @property
     def returned(self) -> int:
         return 0
+
+    @property
+    def commits(self) -> Commits:
+        return Commits()
 
     @property
     def queued(self) -> int:
@@ -105,7 +115,7 @@ class MemoryStudy(HeldStudy):
         return []
 
     def logged(self, trial_id: int, attempt: int) -> set[tuple[str, int]]:
-        return set()
+        return set(self._logged.get((trial_id, attempt), ()))
 
     def _apply(self, write: Write) -> Any:
         """What the database would answer; the image itself is changed by the one who writes."""
@@ -123,16 +133,20 @@ class MemoryStudy(HeldStudy):
             case Claim(trial_id=trial_id, number=number, attempt=attempt, attributes=attributes):
                 self._claim(trial_id, number, attempt, attributes, write.resumed_step)
             case StartAttempt(trial_id=trial_id, attempt=attempt):
-                given = {name: getattr(write, name) for name in ("relative", "provenance", "ranks")}
+                given = {name: getattr(write, name) for name in _STARTED}
                 known = {name: value for name, value in given.items() if value is not None}
                 self._change(trial_id, attempt, state="running", **known)
             case EndAttempt(trial_id=trial_id, attempt=attempt, reason=reason, charged=charged):
-                self._change(trial_id, attempt, state="ended", reason=reason, charged=charged)
-                return True
-            case FinishTrial(end=end):
+                return self._change(trial_id, attempt, state="ended", reason=reason, charged=charged)
+            case FinishTrial(trial_id=trial_id, end=end):
+                if self.image.trial(trial_id).state.is_finished():
+                    return DROPPED
                 if end is not None:
                     self._apply(end)
                 return True
+            case AddMetric(trial_id=trial_id, attempt=attempt, name=name, step=step):
+                if not self.image.trial(trial_id).state.is_finished():
+                    self._logged.setdefault((trial_id, attempt), set()).add((name, step))
         return None
 
     def _claim(self, trial_id: int, number: int, attempt: int, attributes: str, step: int | None) -> None:
@@ -151,7 +165,10 @@ class MemoryStudy(HeldStudy):
                 "provenance": None,
             }
 
-    def _change(self, trial_id: int, attempt: int, **fields: Any) -> None:
+    def _change(self, trial_id: int, attempt: int, **fields: Any) -> bool:
+        """Change an attempt that is open; whether it was."""
         known = self._attempts.get(trial_id, {}).get(attempt)
-        if known is not None:
-            known.update(fields)
+        if known is None or known["state"] == "ended":
+            return False
+        known.update(fields)
+        return True
