@@ -123,11 +123,37 @@ def test_the_samplers_time_can_be_charged(monkeypatch: pytest.MonkeyPatch) -> No
     assert free.seconds == STEPS * 10.0
 
 
+def test_what_is_asked_ahead_lacks_the_results_that_come_meanwhile() -> None:
+    told: list[tuple[int, int]] = []
+
+    class Telling(optuna.samplers.RandomSampler):
+        def sample_relative(self, study: optuna.Study, trial: Any, search_space: Any) -> dict[str, Any]:
+            told.append((trial.number, sum(one.state.is_finished() for one in study.get_trials())))
+            return {}
+
+    def run(ahead: int, **options: Any) -> tuner.Simulation:
+        told.clear()
+        given = optuna.create_study(sampler=Telling(), pruner=optuna.pruners.NopPruner())
+        return tuner.simulate(given, SPACE, curve, max_concurrent=2, ahead=ahead, n_trials=6, **options)
+
+    # the two that end at the same moment are told one after the other
+    assert run(0).seconds == 3 * STEPS * 10.0
+    assert told == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3), (5, 4)]
+    found = run(2)
+    assert (found.seconds, found.utilisation, found.states) == (3 * STEPS * 10.0, 1.0, {"COMPLETE": 6})
+    assert told == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 2)]
+    lossy = run(2, faults=tuner.Faults(mean_life=100.0, repair=1000.0))
+    assert lossy.states == {"COMPLETE": 6}
+    assert lossy.attempts > 6
+    assert lossy.utilisation < 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({}, "n_trials"),
         ({"n_trials": 3, "max_concurrent": 0}, "max_concurrent=0"),
+        ({"n_trials": 3, "ahead": -1}, "ahead=-1"),
         ({"until": -1.0}, "until=-1.0"),
     ],
 )

@@ -29,6 +29,7 @@ def simulate(
     curve: Curve,
     *,
     max_concurrent: int = 64,
+    ahead: int = 0,
     n_trials: int | None = None,
     until: float | None = None,
     faults: Faults | None = None,
@@ -46,6 +47,8 @@ def simulate(
         space: as for ``optimize``: distributions by name, or a function of the trial.
         curve: parameters -> (value, seconds) per step; the value of the last step is the trial's.
         max_concurrent: workers.
+        ahead: trials that are asked for before a worker is free for them, without the results that come
+            meanwhile.
         n_trials: finished trials after which nothing new starts.
         until: seconds after which it ends, whatever runs; this or ``n_trials`` is needed.
         faults: losses, stragglers and delays; default: none.
@@ -80,6 +83,7 @@ def simulate(
         checked,
         script,
         max_concurrent=max_concurrent,
+        ahead=ahead,
         n_trials=n_trials,
         until=until,
         faults=faults,
@@ -95,6 +99,7 @@ def play(
     script: Callable[[FrozenTrial], Script],
     *,
     max_concurrent: int,
+    ahead: int = 0,
     n_trials: int | None = None,
     until: float | None = None,
     faults: Faults | None = None,
@@ -109,6 +114,8 @@ def play(
         raise BadInput("simulate: give n_trials, until, or both: nothing else ends it")
     if isinstance(max_concurrent, bool) or not isinstance(max_concurrent, int) or max_concurrent < 1:
         raise BadInput(f"max_concurrent={max_concurrent!r}: give a whole number of at least 1")
+    if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 0:
+        raise BadInput(f"ahead={ahead!r}: give a whole number of at least 0")
     if until is not None and not until > 0:
         raise BadInput(f"until={until!r}: give seconds")
     record = StudyRecord(
@@ -124,6 +131,7 @@ def play(
         space,
         script,
         workers=max_concurrent,
+        ahead=ahead,
         n_trials=n_trials,
         until=until,
         faults=faults or Faults(),

@@ -8,6 +8,7 @@ event is taken from a heap, and time passes at once.
 
 from __future__ import annotations
 
+import collections
 import gc
 import heapq
 import itertools
@@ -63,6 +64,7 @@ class _Work:
         slow: its seconds are longer by this.
         step: the last one reported; ``before``: the last one that an earlier attempt computed.
         value: of that step.
+        asked: when the sampler had drawn it.
         since: when the step under way began; None before the first.
     """
 
@@ -73,6 +75,7 @@ class _Work:
     step: int
     before: int
     value: float | None
+    asked: float
     since: float | None = None
 
 
@@ -82,6 +85,7 @@ class Simulator:
     Args:
         study: driven here, over a store in memory.
         script: of a trial whose parameters are drawn, for each of its attempts.
+        ahead: attempts that may wait for a worker, drawn.
         policy: for retries.
     """
 
@@ -92,6 +96,7 @@ class Simulator:
         script: Callable[[FrozenTrial], Script],
         *,
         workers: int,
+        ahead: int,
         n_trials: int | None,
         until: float | None,
         faults: Faults,
@@ -107,7 +112,8 @@ class Simulator:
         self._failures: list[Outcome] = []
         self._now = 0.0
         self._asked = 0.0  # until when the sampler is busy
-        self._slots = workers
+        self._slots, self._ahead = workers, ahead
+        self._waiting: collections.deque[_Work] = collections.deque()  # for a worker
         self._changed = True  # whether the scheduler may decide otherwise than it last did
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -187,6 +193,7 @@ class Simulator:
             retries_waiting=len(self._due) - is_due,
             enqueued=states[TrialState.WAITING],
             slots=self._slots,
+            ahead=self._ahead,
             draining=self._stopped or self._study.stop_requested,
         )
 
@@ -214,10 +221,20 @@ class Simulator:
             step=step,
             before=self._furthest.pop(due.trial_id, -1),
             value=trial.intermediate_values.get(step),
+            asked=self._asked,
         )
         self._running += 1
         self._started += 1
-        ready = max(self._now, self._asked) + self._faults.start_delay
+        self._waiting.append(work)
+        self._seat()
+
+    def _seat(self) -> None:
+        """What waits for a worker begins on those that are free."""
+        while self._waiting and self._running - len(self._waiting) < self._slots:
+            self._begin(self._waiting.popleft())
+
+    def _begin(self, work: _Work) -> None:
+        ready = max(self._now, work.asked) + self._faults.start_delay
         self._at(ready, lambda: self._next(work))
         if self._faults.mean_life is not None:
             lost = ready + self._chance.expovariate(1.0 / self._faults.mean_life)
@@ -276,6 +293,7 @@ class Simulator:
 
     def _repair(self) -> None:
         self._slots += 1
+        self._seat()
         self._look()
 
     def _end(self, work: _Work, outcome: Outcome) -> None:
@@ -283,6 +301,7 @@ class Simulator:
         self._running -= 1
         self._look()
         result = self._attempts.end(work.running, outcome)
+        self._seat()
         if isinstance(result, Due):
             self._wait(result)
             return
