@@ -28,26 +28,13 @@ from tuner.attempts import Attempts, Due, Running
 from tuner.messages import Log, RankInfo, Report, Saved, UserAttr
 from tuner.outcome import Outcome, Reason
 from tuner.retry import Retry
+from tuner.simulation.files import NoFiles
 from tuner.study import DrivenStudy
 
 EXAMPLES = int(os.environ.get("TUNER_EXAMPLES", "1"))
 SPACE = {"x": FloatDistribution(0.0, 1.0), "n": IntDistribution(1, 9)}
 LOST = Outcome(reason=Reason.RANK_LOST, message="gone")
 POLICY = Retry(max_failures=1, backoff=0.0)
-
-
-class NoFiles:
-    """The files of checkpoints, which are not written here."""
-
-    def verify(self, shard: object) -> bool:
-        return True
-
-    def delete(self, paths: object) -> None: ...
-
-    def is_folder(self, root: str) -> bool:
-        return False
-
-    def sweep(self, root: str, kept: object) -> None: ...
 
 
 class Driven:

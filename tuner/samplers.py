@@ -133,8 +133,8 @@ def text_of(spec: object) -> str | None:
 
 def resources(given: BasePruner) -> tuple[object, object]:
     """The least and the most steps of a pruner, which some decide when the first trial is complete."""
-    least, most = (vars(_innermost(given)).get(name) for name in _RESOURCES)
-    return least, most
+    kept = vars(_innermost(given))  # this is asked around every verdict
+    return kept.get(_RESOURCES[0]), kept.get(_RESOURCES[1])
 
 
 def settle(given: BasePruner, kept: str | None) -> None:
@@ -339,7 +339,7 @@ def _pruner_text(given: BasePruner) -> str | None:
 
 def _innermost(given: BasePruner) -> BasePruner:
     wrapped = getattr(given, "_wrapped_pruner", None)
-    return _innermost(wrapped) if isinstance(wrapped, BasePruner) else given
+    return given if wrapped is None or not isinstance(wrapped, BasePruner) else _innermost(wrapped)
 
 
 def _arguments(given: BasePruner) -> dict[str, object]:

@@ -3,7 +3,7 @@
 Sampling, pruning, claims, retries and what starts next are the driver's own code
 (:class:`~tuner.study.DrivenStudy`, :class:`~tuner.attempts.Attempts`, :mod:`tuner.scheduler`,
 :mod:`tuner.retry`) over the store's double in memory. Only its loop is another one: here the next
-event is taken from a heap, and time passes at once.
+event is the virtual clock's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -28,7 +28,9 @@ from tuner.messages import Report, Saved
 from tuner.outcome import Outcome, Reason
 from tuner.retry import Retry
 from tuner.seeds import derived_seed
+from tuner.simulation.clock import VirtualClock
 from tuner.simulation.faults import Faults
+from tuner.simulation.files import NoFiles
 from tuner.simulation.result import Simulation
 from tuner.simulation.script import Script
 from tuner.study import DrivenStudy, Space
@@ -36,22 +38,6 @@ from tuner.study import DrivenStudy, Space
 __all__ = ["Simulator"]
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-class _NoFiles:
-    """The files of simulated checkpoints, of which there are none."""
-
-    def verify(self, shard: object) -> bool:
-        return True
-
-    def delete(self, paths: Iterable[str]) -> None:
-        """Nothing is there."""
-
-    def is_folder(self, root: str) -> bool:
-        return False
-
-    def sweep(self, root: str, kept: Iterable[str]) -> None:
-        """Nothing is there."""
 
 
 @dataclass(kw_only=True)
@@ -107,15 +93,14 @@ class Simulator:
         self._workers, self._n_trials, self._until = workers, n_trials, until
         self._faults, self._charge_sampler = faults, charge_sampler
         self._chance = random.Random(derived_seed(study.seed, 0, "faults"))
-        self._attempts = Attempts(study, policy, space, {}, clock=lambda: self._now, files=_NoFiles())
+        self._clock = VirtualClock()
+        self._attempts = Attempts(study, policy, space, {}, clock=lambda: self._clock.now, files=NoFiles())
         self._policy = policy
         self._failures: list[Outcome] = []
-        self._now = 0.0
         self._asked = 0.0  # until when the sampler is busy
         self._slots, self._ahead = workers, ahead
         self._waiting: collections.deque[_Work] = collections.deque()  # for a worker
         self._changed = True  # whether the scheduler may decide otherwise than it last did
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._due: list[tuple[float, int, Due]] = []
         self._running = 0
@@ -141,21 +126,15 @@ class Simulator:
                 self._changed = False
                 if isinstance(self._admit(), scheduler.Done):
                     break
-            if not self._events:
+            if not self._clock.step(self._until):
                 break
-            moment, _, event = heapq.heappop(self._events)
-            if self._until is not None and moment > self._until:
-                self._now = self._until
-                break
-            self._now = moment
-            event()
         return self._found()
 
     def _found(self) -> Simulation:
         image = self._held.image
-        total = self._workers * self._now
+        total = self._workers * self._clock.now
         return Simulation(
-            seconds=self._now,
+            seconds=self._clock.now,
             history=tuple(self._history),
             best=self._history[-1][1] if self._history else None,
             utilisation=self._busy / total if total else 0.0,
@@ -165,9 +144,6 @@ class Simulator:
             states={state.name: count for state, count in sorted(image.counts.items()) if count},
             trials=tuple(image.trials()),
         )
-
-    def _at(self, moment: float, event: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (moment, next(self._order), event))
 
     # ------------------------------------------------------------------ what starts
 
@@ -184,7 +160,7 @@ class Simulator:
 
     def _counts(self) -> scheduler.Counts:
         states = self._held.image.counts
-        is_due = bool(self._due) and self._due[0][0] <= self._now
+        is_due = bool(self._due) and self._due[0][0] <= self._clock.now
         return scheduler.Counts(
             finished=sum(states[state] for state in _FINISHED),
             running=self._running,
@@ -200,15 +176,15 @@ class Simulator:
     def _wait(self, due: Due) -> None:
         """An attempt waits for its moment, and a free worker."""
         heapq.heappush(self._due, (due.due, next(self._order), due))
-        if due.due > self._now:
-            self._at(due.due, self._look)
+        if due.due > self._clock.now:
+            self._clock.at(due.due, self._look)
 
     def _start(self, due: Due) -> None:
         begin = perf_counter()
         due = self._attempts.plan(due)
         draw: Mapping[str, Draw] = self._attempts.draw(due)
         if self._charge_sampler:
-            self._asked = max(self._asked, self._now) + perf_counter() - begin
+            self._asked = max(self._asked, self._clock.now) + perf_counter() - begin
         running = self._attempts.start(due, draw, 1)
         trial = self._held.image.trial(due.trial_id)
         script, step = self._script(trial), due.resume.step if due.resume else -1
@@ -234,11 +210,11 @@ class Simulator:
             self._begin(self._waiting.popleft())
 
     def _begin(self, work: _Work) -> None:
-        ready = max(self._now, work.asked) + self._faults.start_delay
-        self._at(ready, lambda: self._next(work))
+        ready = max(self._clock.now, work.asked) + self._faults.start_delay
+        self._clock.at(ready, lambda: self._next(work))
         if self._faults.mean_life is not None:
             lost = ready + self._chance.expovariate(1.0 / self._faults.mean_life)
-            self._at(lost, lambda: self._lose(work))
+            self._clock.at(lost, lambda: self._lose(work))
 
     # ------------------------------------------------------------------ what happens
 
@@ -257,8 +233,8 @@ class Simulator:
         step, value, seconds = found
         if not 0 <= seconds < math.inf:
             raise BadInput(f"curve: step {step} takes {seconds!r} seconds; give a number of at least 0")
-        work.since = self._now
-        self._at(self._now + seconds * work.slow, lambda: self._report(work, step, float(value)))
+        work.since = self._clock.now
+        self._clock.at(self._clock.now + seconds * work.slow, lambda: self._report(work, step, float(value)))
 
     def _report(self, work: _Work, step: int, value: float) -> None:
         """A step is computed: its value is reported, and the pruner asked."""
@@ -269,7 +245,7 @@ class Simulator:
         work.step, work.value = step, value
         self._epochs += 1
         self._repeated += step <= work.before
-        self._busy += self._now - work.since
+        self._busy += self._clock.now - work.since
         self._study.apply(running.trial_id, running.attempt, Report(step=step, value=value))
         if self._study.verdict(running.trial_id, running.attempt):
             self._end(work, Outcome(reason=Reason.PRUNED))
@@ -285,10 +261,10 @@ class Simulator:
         if work.running.ended:
             return
         if work.since is not None:
-            self._busy += self._now - work.since
+            self._busy += self._clock.now - work.since
         self._furthest[work.running.trial_id] = max(work.step, work.before)
         self._slots -= 1
-        self._at(self._now + self._faults.repair, self._repair)
+        self._clock.at(self._clock.now + self._faults.repair, self._repair)
         self._end(work, Outcome(reason=Reason.NODE_LOST, message="the simulated worker was lost"))
 
     def _repair(self) -> None:
@@ -317,4 +293,4 @@ class Simulator:
     def _improve(self, value: float) -> None:
         sign = -1.0 if self._held.record.directions[0] == "maximize" else 1.0
         if not self._history or sign * value < sign * self._history[-1][1]:
-            self._history.append((self._now, value))
+            self._history.append((self._clock.now, value))
