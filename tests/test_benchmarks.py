@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from objectives.functions import branin
 from tests.benchmarks import (
+    ahead,
     contents,
     goals,
     growth,
@@ -300,3 +302,18 @@ def test_a_lag_that_grows_and_a_lost_report_are_seen(slower: float, lost: int, m
     results = live.judged(watch, live.FULL, lost)
     assert [result.figure.key for result in results if not result.passed] == missed
     assert [result.reached.median for result in results if result.figure.key == "cpu"] == pytest.approx([0.3])
+
+
+def test_what_asking_ahead_costs_is_measured_on_the_same_seeds(tmp_path: Path) -> None:
+    best = ahead.distances(branin, 0, seed=1, trials=12)
+    assert len(best) == 12
+    assert best == sorted(best, reverse=True)
+    assert best == ahead.distances(branin, 0, seed=1, trials=12)
+    found = {0: [[1.0, 0.1], [1.0, 0.2]], 1: [[1.0, 1.0], [1.0, 0.2]]}
+    after = ahead.compare(found, [2])["2"]["1"]
+    assert (after["median"], after["worse"]) == (0.6, 1)
+    assert after["log_ratio"] == pytest.approx(0.5)
+    file = tmp_path / "kept" / "ahead.json"
+    assert ahead.main(["--seeds", "2", "--trials", "20", "--keep", str(file)]) == 0
+    said = json.loads(file.read_text())
+    assert set(said) == {"places", "seeds", "trials", "branin", "rosenbrock", "hartmann6"}

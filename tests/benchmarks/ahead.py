@@ -82,6 +82,15 @@ def compare(found: Mapping[int, Sequence[Sequence[float]]], marks: Sequence[int]
     return said
 
 
+def _in_words(one: Mapping[str, float], seeds: int) -> str:
+    median = f"median distance {one['median']:.4g}"
+    if not one["log_ratio"]:
+        return median
+    clear = "" if abs(one["log_ratio"]) > CHANCE * one["error"] else ", within chance"
+    ratio = f"{10 ** one['log_ratio']:.2f} times that of none{clear}"
+    return f"{median}, {ratio}; worse in {one['worse']} of {seeds}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print what was found, and keep it with ``--keep``."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.ahead", description=__doc__)
@@ -102,12 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name}: {time.perf_counter() - began:.0f} s")
         for mark, by_ahead in said[name].items():
             for ahead, one in by_ahead.items():
-                clear = "" if abs(one["log_ratio"]) > CHANCE * one["error"] else ", within chance"
-                print(
-                    f"  {mark:>4} trials, {ahead} ahead of each place: median distance {one['median']:.4g}, "
-                    f"{10 ** one['log_ratio']:.2f} times that of none{clear}; worse in {one['worse']} of "
-                    f"{options.seeds}"
-                )
+                print(f"  {mark:>4} trials, {ahead} ahead of each place: {_in_words(one, options.seeds)}")
         sys.stdout.flush()
     if options.keep:
         options.keep.parent.mkdir(exist_ok=True)
