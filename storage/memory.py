@@ -102,7 +102,8 @@ class MemoryStudy(HeldStudy):
         if trial_id is not None:
             return [AttemptRecord(**fields) for fields in self._attempts.get(trial_id, {}).values()]
         opened = [one for one, records in self._attempts.items() if records[max(records)]["state"] != "ended"]
-        return [record for one in opened for record in self.attempts(one)]
+        found = [record for one in opened for record in self.attempts(one)]
+        return sorted(found, key=lambda record: (record.number, record.attempt))
 
     def checkpoints(self, trial_id: int) -> list[CheckpointRecord]:
         self._checkpoints.setdefault(trial_id, [])

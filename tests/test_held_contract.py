@@ -148,6 +148,16 @@ def test_a_start_keeps_the_draw_and_where_it_runs(driven: Driven) -> None:
     assert trial.distributions == SPACE
 
 
+def test_open_attempts_are_in_the_order_of_their_numbers(driven: Driven) -> None:
+    driven.study.enqueue_trial({"x": 0.25})
+    found: list[Due] = []
+    driven.attempts.claim_soon(found.append)
+    driven.held.flush()
+    found.append(driven.attempts.claim())
+    assert [due.number for due in found] == [1, 0]
+    assert [record.number for record in driven.held.attempts()] == [0, 1]
+
+
 def test_an_end_stands_with_the_state_and_is_said_after_the_commit(driven: Driven) -> None:
     running, said = driven.start(), []
     driven.say(running, Report(step=1, value=0.5))
