@@ -42,9 +42,7 @@ def distribution_text(distribution: BaseDistribution) -> str:
         '{"name": "CategoricalDistribution", "attributes": {"choices": [false, true]}}'
     """
     if isinstance(distribution, CategoricalDistribution):
-        return distribution_to_json(
-            distribution
-        )  # 0, False and 0.0 are equal, and so are distributions of them
+        return distribution_to_json(distribution)  # equal ones may differ as text: 0, False and 0.0
     return _numbers_text(distribution)
 
 
