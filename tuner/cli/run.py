@@ -124,6 +124,7 @@ def run(
         from tuner.cli.plan import print_plan
 
         ctx.exit(print_plan(objective, study, storage, given, settings))
+    from storage import Displaced
     from tuner import create_study, optimize, store
 
     file = store.sqlite_file(storage or store.default_url())
@@ -141,8 +142,8 @@ def run(
     with _driving(ctx, study, storage, given) as display:
         try:
             optimize(created, objective, progress=display, **settings)
-        except TunerError:
-            if before is None:
+        except TunerError as error:
+            if before is None and not isinstance(error.__cause__, Displaced):
                 _forget_unused(study, storage, file if is_new_file else None)
             raise
 
@@ -366,7 +367,7 @@ def _forget_unused(name: str, storage: str | None, file: Path | None) -> None:
     Args:
         file: of the SQLite database, where this command created that too.
     """
-    from storage import studies
+    from storage import sqlite_file, studies
 
     with reading(storage) as database:
         if known_study(database, name).states:
@@ -374,8 +375,7 @@ def _forget_unused(name: str, storage: str | None, file: Path | None) -> None:
         studies.delete(database, name)
         database.dispose()
     if file is not None:
-        for ending in ("", "-wal", "-shm"):
-            Path(f"{file}{ending}").unlink(missing_ok=True)
+        sqlite_file.remove(file)
 
 
 def _refuse_with_params(study: str | None, given: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import StudyExists, StudyHeld, StudyNotFound
@@ -56,18 +55,15 @@ def existing(name: str, storage: str | None, load_if_exists: bool) -> StudyDetai
         StoreUnavailable: the database cannot be used. A SQLite file that is not there can be made.
     """
     from storage import mask_url, reads
-    from storage.database import normalise_url
     from storage.studies import check_name
     from tuner import store
 
     text = storage or store.default_url()
     with store.errors():
         check_name(name)
-        url = normalise_url(text)
-    if url.get_backend_name() == "sqlite":
-        file = Path(str(url.database)).absolute()
-        if file.parent.is_dir() and not file.exists():
-            return None
+    file = store.sqlite_file(text)
+    if file is not None and file.parent.is_dir() and not file.exists():
+        return None
     with reading(storage) as database:
         study = None if reads.is_empty(database.engine) else reads.study(database.engine, name)
     if study is not None and not load_if_exists:
