@@ -101,6 +101,8 @@ def run(
       tuner run --command 'mpirun -n 4 ./solver {steps}' --param 'steps=int(10,100)' \\
                 --metrics 'regex:time (\\S+) s' --cpus 4 --study mpi --trials 20
     """
+    from tuner.studies import check_seed
+
     objective = target_of(target, given)
     _import_from_here(target or "")
     if given["params"]:
@@ -113,6 +115,7 @@ def run(
         raise BadInput("--final belongs to one trial that is not stored; give --params too, or leave it out")
     given = defaults.filled(ctx, given)
     defaults.check(ctx, given)
+    check_seed(given["seed"])
     if study is None:
         raise click.UsageError("--study NAME is missing (or --params, for one trial that is not stored)", ctx)
     settings = settings_of(given)
