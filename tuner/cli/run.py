@@ -24,8 +24,8 @@ from tuner.cli.options import (
     settings_of,
     storage_option,
 )
-from tuner.cli.source import command, existing, known_study, plain, reading, suffix
-from tuner.errors import BadInput, StudyStopped, TunerError
+from tuner.cli.source import command, existing, known_study, plain, reading, suffix, taken
+from tuner.errors import BadInput, StudyExists, StudyStopped, TunerError
 
 if TYPE_CHECKING:
     from storage.failures import FailureGroup
@@ -133,15 +133,18 @@ def run(
     file = store.sqlite_file(storage or store.default_url())
     is_new_file = file is not None and not file.exists()
     before = existing(study, storage, given["load_if_exists"])
-    created = create_study(
-        study,
-        storage=storage,
-        directions=checked_directions(given["direction"], objective),
-        sampler=given["sampler"],
-        pruner=given["pruner"],
-        seed=given["seed"],
-        load_if_exists=given["load_if_exists"],
-    )
+    try:
+        created = create_study(
+            study,
+            storage=storage,
+            directions=checked_directions(given["direction"], objective),
+            sampler=given["sampler"],
+            pruner=given["pruner"],
+            seed=given["seed"],
+            load_if_exists=given["load_if_exists"],
+        )
+    except StudyExists:  # another program was first, since we looked
+        raise taken(study, storage) from None
     with _driving(ctx, study, storage, given) as display:
         try:
             optimize(created, objective, progress=display, **settings)
