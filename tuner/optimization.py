@@ -30,7 +30,7 @@ from tuner.job import Callback, Job
 from tuner.recipe import Recipe
 from tuner.resources import Resources, ResourcesSpec
 from tuner.retry import Retry
-from tuner.runtime_env import keeping_out
+from tuner.runtime_env import checked, importable, keeping_out
 from tuner.settings import Settings
 from tuner.snapshot import Progress
 from tuner.studies import PrunerSpec, SamplerSpec, database_of, new_seed, unknown
@@ -134,6 +134,8 @@ def optimize(
     objectives.refuse_while_importing()
     if n_jobs is not None and n_jobs != -1 and max_concurrent is None:
         max_concurrent = n_jobs
+    runtime_env = checked(runtime_env)
+    importable(runtime_env)
     reference = objectives.refer(objective)
     space = check_space(space) or objectives.space_of(objective, reference)
     _check_direction(objective, reference, study)
@@ -240,6 +242,7 @@ def resume(
             )
     if space is None and settings.space_is_function:
         raise BadInput(f"the space of study {study_name!r} was a function and is not stored; pass space=...")
+    importable(settings.runtime_env)
     reference = (
         objectives.refer(objective)
         if objective is not None

@@ -322,7 +322,7 @@ def _check(ctx: click.Context, target: str | Recipe, settings: dict[str, Any], *
     from tuner.settings import Settings
 
     known = Settings(**{name: value for name, value in settings.items() if name not in UNSTORED})
-    sys.path += [one for one in runtime_env.module_folders(known.runtime_env) if one not in sys.path]
+    runtime_env.importable(known.runtime_env)
     for url in settings.get("alerts", ()):
         webhook(url)
     if is_run:
