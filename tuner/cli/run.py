@@ -122,7 +122,7 @@ def run(
     if "n_trials" not in settings and "timeout" not in settings:
         raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
     _check(ctx, objective, settings, is_run=not given["dry_run"])
-    _choose_port(settings, given["log_format"])
+    _listen(ctx, settings, given["log_format"])
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
 
@@ -183,7 +183,7 @@ def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) 
     with reading(storage) as database:
         stored = known_study(database, name).settings
     changes = settings_of(given, stored)
-    _choose_port(changes, given["log_format"])
+    _listen(ctx, changes, given["log_format"])
     if stored:
         Settings.from_mapping({**stored, **{key: value for key, value in changes.items() if key in _SCALARS}})
     objective = given["objective"]
@@ -345,15 +345,15 @@ def _begin_ahead(ctx: click.Context, target: str | Recipe, settings: Settings) -
         ahead.begin(wanted[0], imports(file))
 
 
-def _choose_port(settings: dict[str, Any], log_format: str) -> None:
-    """Refuse a port for metrics that is taken; find one for 0, and say where they are (a log says it too)."""
+def _listen(ctx: click.Context, settings: dict[str, Any], log_format: str) -> None:
+    """Take the port for metrics until the command ends, or refuse it; say where it is (a log says it too)."""
     if "metrics_port" not in settings:
         return
     from tuner.metrics import LOOPBACK, Endpoint
 
     endpoint = Endpoint(settings.get("metrics_host", LOOPBACK), settings["metrics_port"])
-    settings["metrics_port"] = endpoint.port
-    endpoint.close()
+    ctx.call_on_close(endpoint.close)
+    settings["metrics_port"] = endpoint
     if log_format == "text":
         click.echo(f"metrics at {endpoint.url}", err=True)
 
