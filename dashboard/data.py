@@ -10,7 +10,6 @@ They go through connections on which the database refuses every change, and only
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -18,8 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import streamlit as st
 
 from dashboard.access import auth
-from storage import Database, StorageError, mask_url, reads
-from storage.database import normalise_url
+from storage import Database, Displaced, StorageError, mask_url, reads
 from storage.views import StudyDetail
 
 __all__ = ["database", "database_name", "forget", "problem", "read", "study"]
@@ -47,27 +45,31 @@ def database() -> Database:
         Refused: this viewer may not change anything.
     """
     auth.require_editor()
-    return _opened(_url(), _file_of(_url()), read_only=False)
+    return _current(read_only=False)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _opened(url: str, file: int, read_only: bool = True) -> Database:
+def _opened(url: str, read_only: bool) -> Database:
     return Database(url, create=False, timeout=5, read_only=read_only)
 
 
-def _file_of(url: str) -> int:
-    """The inode of a SQLite file: one that was deleted and made again is another database."""
-    with contextlib.suppress(OSError, StorageError):
-        found = normalise_url(url)
-        return os.stat(str(found.database)).st_ino if found.get_backend_name() == "sqlite" else 0
-    return 0
+def _current(*, read_only: bool) -> Database:
+    """The database that is there now: a SQLite file that was removed and made again is another one."""
+    database = _opened(_url(), read_only)
+    try:
+        database.check_file()
+    except Displaced:
+        _opened.clear()
+        _read.clear()
+        database = _opened(_url(), read_only)
+    return database
 
 
 def problem() -> str | None:
     """Why the database cannot be read, in one line, or None."""
     auth.require_login()
     try:
-        database = _opened(_url(), _file_of(_url()))
+        database = _current(read_only=True)
         with database.errors(), database.read():
             return None
     except StorageError as error:
@@ -82,22 +84,21 @@ def read(function: Callable[Concatenate[Any, _P], _T], /, *arguments: _P.args, *
     """
     auth.require_login()
     name = f"{function.__module__}.{function.__qualname__}"
-    found: _T = _read(function, _url(), _file_of(_url()), name, arguments, options)
+    found: _T = _read(function, _current(read_only=True), _url(), name, arguments, options)
     return found
 
 
 @st.cache_data(ttl=SECONDS, max_entries=100, show_spinner=False)
 def _read(
     _function: Callable[..., Any],
+    _database: Database,
     url: str,
-    file: int,
     name: str,
     arguments: tuple[Any, ...],
     options: Mapping[str, Any],
 ) -> Any:
-    database = _opened(url, file)
-    with database.errors():
-        return _function(database.engine, *arguments, **options)
+    with _database.errors():
+        return _function(_database.engine, *arguments, **options)
 
 
 def forget() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from storage.database import Database
-    from storage.errors import Held, LeaseLost, Refused, StorageError, Unavailable, UnknownStudy
+    from storage.errors import Displaced, Held, LeaseLost, Refused, StorageError, Unavailable, UnknownStudy
     from storage.held import HeldStudy
     from storage.lease import Lease
     from storage.masking import mask_url
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Database",
+    "Displaced",
     "Held",
     "HeldStudy",
     "Lease",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from storage import bulk, studies, tables, trial_writes
-from storage.database import Database
+from storage import bulk, sqlite_file, studies, tables, trial_writes
+from storage.database import Database, normalise_url
 from storage.errors import Refused, UnknownStudy
 from storage.lease import Lease
 from storage.tables import optuna_tables
 
-__all__ = ["Copied", "copy", "undriven"]
+__all__ = ["Copied", "arriving", "copy", "undriven"]
 
 PORTION = 5_000
 """Rows in memory at once."""
@@ -63,6 +64,44 @@ def undriven(database: Database, record: studies.StudyRecord) -> Iterator[None]:
         yield
     finally:
         lease.release()
+
+
+@contextlib.contextmanager
+def arriving(url: str) -> Iterator[Database]:
+    """The database that copies go to, closed after the block.
+
+    A SQLite file that is not there yet is made under another name, and has its own when the block is
+    through: one that fails or is killed leaves nothing in its way.
+
+    Raises:
+        Unavailable: it cannot be made or used.
+        Refused: another program has made a file of that name meanwhile.
+    """
+    parsed = normalise_url(url)
+    file = sqlite_file.path_of(parsed) if parsed.get_backend_name() == "sqlite" else None
+    if file is None or file.exists():
+        target = Database(url)
+        try:
+            yield target
+        finally:
+            target.dispose()
+        return
+    sqlite_file.check(file, create=True)
+    partial = file.with_name(f"{file.name}.partial")
+    sqlite_file.remove(partial)  # of one that was killed
+    try:
+        target = Database(parsed.set(database=str(partial), query={}))
+        try:
+            yield target
+            with target.errors(), target.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            target.dispose()
+        os.link(partial, file)
+    except FileExistsError:
+        raise Refused(f"{file} was made by another program meanwhile; copy again") from None
+    finally:
+        sqlite_file.remove(partial)
 
 
 def copy(source: Database, target: Database, name: str, new_name: str | None = None) -> Copied:

@@ -20,19 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
-from storage import migrations, remedies
-from storage.errors import Refused, Unavailable
+from storage import migrations, remedies, spill, sqlite_file
+from storage.errors import Displaced, Refused, Unavailable
 from storage.masking import mask_url
 from storage.tables import OPTUNA_SCHEMA
 
-__all__ = ["Database", "file_system", "normalise_url"]
-
-_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs", "afs")
+__all__ = ["Database", "normalise_url"]
 
 _PG_OPTIONS = "-c idle_in_transaction_session_timeout=10s"
 """Less than a lease: a driver that is stopped inside a transaction on another host cannot be ended
@@ -71,7 +68,7 @@ def normalise_url(text: str) -> URL:
         raise Unavailable(
             f"storage {mask_url(text)!r}: Tuner writes to SQLite and PostgreSQL, not to {backend}"
         )
-    if not url.database or url.database == ":memory:":
+    if sqlite_file.path_of(url) is None:
         raise Unavailable("a SQLite database in memory is lost with its process; write sqlite:///FILE.db")
     return url
 
@@ -86,6 +83,11 @@ class Database:
         checked: refuse another schema. False for those who look at it or upgrade it.
         timeout: seconds to wait for another program's lock, and for a connection.
         read_only: the database itself refuses every change on these connections.
+
+    Attributes:
+        file: of a SQLite database; None of another.
+        holders: how many leases are held through this object. With one, a copy of the database is
+            saved when its file goes away: see :meth:`check_file`.
 
     Raises:
         Unavailable: cannot be reached; an older or newer schema, of Optuna or of ours: then
@@ -113,8 +115,12 @@ class Database:
         self._timeout = timeout
         self._read_only = read_only
         self._lock = threading.Lock()
-        if self.is_sqlite:
-            _check_file(str(self.url.database), create)
+        self._anchor: sqlite_file.Anchor | None = None
+        self._displaced = ""
+        self.file = sqlite_file.path_of(self.url) if self.is_sqlite else None
+        self.holders = 0
+        if self.file is not None:
+            sqlite_file.check(self.file, create)
         self.engine: Engine = self._make_engine()
         self._dbapi: Any = self.engine.dialect.import_dbapi()
         if checked:
@@ -130,8 +136,8 @@ class Database:
         return self.url.render_as_string(hide_password=False)
 
     def _next_step(self, cause: str) -> str:
-        if self.is_sqlite:
-            return remedies.sqlite(cause, Path(str(self.url.database)))
+        if self.file is not None:
+            return remedies.sqlite(cause, self.file)
         return remedies.postgresql(cause)
 
     @contextlib.contextmanager
@@ -181,6 +187,51 @@ class Database:
         """
         with self.engine.connect().execution_options(tuner_write=True) as connection, connection.begin():
             yield connection
+        self.check_file()
+
+    def check_file(self) -> None:
+        """See that the file of a SQLite database is where it was, and that it is the same.
+
+        It is called before each transaction, and after each commit: what is acknowledged is in a file
+        that was there. That costs microseconds.
+
+        Raises:
+            Displaced: it was removed or replaced. Where a lease is held, what it held is in a copy, which
+                the message names.
+        """
+        if self.file is None:
+            return
+        with self._lock:
+            if not self._displaced:
+                self._anchor = self._anchor or self._anchored(self.file)
+                path = self._anchor.displaced() if self._anchor is not None else ""
+                if not path:
+                    return
+                what = f"the database file {path} was {'replaced' if os.path.exists(path) else 'removed'}"
+                self._displaced = f"{what} while it was in use; {self._saved()}"
+            raise Displaced(self._displaced)
+
+    def _anchored(self, file: Path) -> sqlite_file.Anchor | None:
+        """None for a file that cannot be read: the statement that follows says why."""
+        try:
+            connection: Any = self.engine.raw_connection()
+            connection.detach()
+            return sqlite_file.Anchor(file, connection.dbapi_connection)
+        except (sa.exc.DBAPIError, sqlite3.Error):
+            return None
+
+    def _saved(self) -> str:
+        assert self._anchor is not None
+        if not self.holders:
+            return "start again with what is there now"
+        folders = (self._anchor.file.parent, spill.folder())
+        try:
+            folders[-1].mkdir(mode=0o700, parents=True, exist_ok=True)
+            copy = self._anchor.rescue(*folders)
+        except (OSError, sqlite3.Error) as error:
+            where = " or ".join(str(folder) for folder in folders)
+            return f"what it held is lost, since no copy of it could be written to {where} ({error})"
+        return f"all that it held is in {copy}: go on with --storage sqlite:///{copy}"
 
     def answers(self) -> bool:
         """Whether the database can be written to now."""
@@ -211,6 +262,10 @@ class Database:
 
     def dispose(self) -> None:
         """Close every connection."""
+        with self._lock:
+            if self._anchor is not None and not self.holders:
+                self._anchor.close()
+                self._anchor, self._displaced = None, ""
         self.engine.dispose()
 
     def _make_engine(self) -> Engine:
@@ -243,8 +298,14 @@ class Database:
             if self._read_only:  # not mode=ro, which cannot open a WAL that nobody has open
                 connection.execute("PRAGMA query_only=ON")
 
+        @event.listens_for(engine, "do_connect")
+        def _before(*_: object) -> None:  # SQLite would make a file that is not there
+            if self._anchor is not None:
+                self.check_file()
+
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
+            self.check_file()
             write = connection.get_execution_options().get("tuner_write", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
@@ -286,6 +347,7 @@ class Database:
                 raw = connection.connection.dbapi_connection
                 assert raw is not None
                 raw.execute("PRAGMA journal_mode=WAL")
+            self.dispose()  # the files are others from now on
         if optuna_too:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -335,33 +397,3 @@ def _check_optuna(connection: Connection, tables: set[str], shown: str) -> None:
         raise Unavailable(
             f"the database {shown} has Optuna's schema {version}, this Tuner writes {OPTUNA_SCHEMA}: {step}"
         )
-
-
-def _check_file(path: str, create: bool) -> None:
-    """Refuse a SQLite file on a network file system, in a missing folder, or missing altogether."""
-    file = Path(path.removeprefix("file:").split("?")[0]).absolute()
-    if not file.parent.is_dir():
-        raise Unavailable(
-            f"the folder {file.parent} of the database {file.name} does not exist; create it first"
-        )
-    if not create and not file.exists():
-        raise Unavailable(
-            f"there is no database {file}; name another with --storage, or create a study first"
-        )
-    kind = file_system(file.parent)
-    if kind.startswith(_NETWORK_FILE_SYSTEMS):
-        raise Unavailable(
-            f"{file} lies on a network file system ({kind}), where SQLite corrupts its files; "
-            "use a local folder or PostgreSQL"
-        )
-
-
-def file_system(folder: Path) -> str:
-    """The kind of file system that a folder is on, such as ``"ext4"``; "" where nobody can say."""
-    real = os.path.realpath(folder)
-    best, kind = "", ""
-    for part in psutil.disk_partitions(all=True):
-        point = part.mountpoint.rstrip("/") + "/"
-        if (real + "/").startswith(point) and len(point) >= len(best):
-            best, kind = point, part.fstype
-    return kind

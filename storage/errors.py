@@ -4,6 +4,7 @@
 
     StorageError
     ├── Unavailable     the database cannot be reached, or is not to be written by this version
+    ├── Displaced       the file of a SQLite database was removed or replaced while it was open
     ├── UnknownStudy    no study of that name, or it went away under a live driver
     ├── Held            another live driver holds the study's lease
     ├── LeaseLost       another driver took the lease: nothing was changed
@@ -12,7 +13,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Held", "LeaseLost", "Refused", "StorageError", "Unavailable", "UnknownStudy"]
+__all__ = ["Displaced", "Held", "LeaseLost", "Refused", "StorageError", "Unavailable", "UnknownStudy"]
 
 
 class StorageError(Exception):
@@ -42,6 +43,21 @@ class Unavailable(StorageError):
     def __init__(self, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
         self.passing = passing
+
+
+class Displaced(StorageError):
+    """The file of a SQLite database was removed or replaced while it was open: it takes nothing more.
+
+    Where this process held a study, the message names a copy of all that was committed.
+
+    Example:
+        >>> database = storage.Database("sqlite:///moved.db")
+        >>> moved = database.file.rename("elsewhere.db")
+        >>> with database.read() as connection:
+        ...     connection.execute(sqlalchemy.text("SELECT 1"))
+        Traceback (most recent call last):
+        storage.errors.Displaced: the database file ...moved.db was removed while it was in use; ...
+    """
 
 
 class UnknownStudy(StorageError):

@@ -133,6 +133,7 @@ class Fence:
         if self.database.is_sqlite:
             with connection.begin():
                 yield
+            self.database.check_file()
             return
         try:
             yield

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from storage import owner as owners
 from storage.clock import utcnow
 from storage.database import Database
-from storage.errors import Held, LeaseLost, Unavailable, UnknownStudy
+from storage.errors import Displaced, Held, LeaseLost, Unavailable, UnknownStudy
 from storage.fence import Fence
 from storage.journal import replay
 from storage.tables import leases, studies
@@ -95,6 +95,7 @@ class Lease:
         with self.database.errors():
             self._take_in_turn()
         self.fence = self._fence_of(self.epoch)
+        self.database.holders += 1
         self._heartbeat.start()
 
     def _take_in_turn(self) -> None:
@@ -137,8 +138,13 @@ class Lease:
         if self._heartbeat.is_alive():
             self._heartbeat.join(timeout=5)
         self.fence.close()
+        self.database.holders -= 1
         mine = (leases.c.study_uid == self.study_uid) & (leases.c.epoch == self.epoch)
-        with contextlib.suppress(Unavailable), self.database.errors(), self.database.write() as connection:
+        with (
+            contextlib.suppress(Displaced, Unavailable),
+            self.database.errors(),
+            self.database.write() as connection,
+        ):
             connection.execute(leases.update().where(mine).values(owner=None))
 
     def _fence_of(self, epoch: int) -> Fence:
@@ -189,16 +195,19 @@ class Lease:
         return won
 
     def _renew(self) -> None:
-        """Move the counter until the lease is released. A database that is away is tried again."""
+        """Move the counter until the lease is released. A database that is away is tried again; one
+        whose file went away has nobody who looks at the counter, and says so to whoever uses it.
+        """
         fields = {"renewals": leases.c.renewals + 1, "renewed_at": sa.bindparam("now")}
         mine = (leases.c.study_uid == self.study_uid) & (leases.c.epoch == self.epoch)
         update = leases.update().where(mine).values(fields)
         while not self._released.wait(self.duration / 15):
-            with (
-                contextlib.suppress(Unavailable),
-                self.database.errors(),
-                self.database.write() as connection,
-            ):
-                if connection.execute(update, {"now": utcnow()}).rowcount != 1:
-                    self._lost.set()
-                    return
+            try:
+                with self.database.errors(), self.database.write() as connection:
+                    if connection.execute(update, {"now": utcnow()}).rowcount != 1:
+                        self._lost.set()
+                        return
+            except Displaced:
+                return
+            except Unavailable as error:
+                log.debug("%s; renewing again", error)

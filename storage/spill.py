@@ -23,7 +23,7 @@ from storage import writes as kinds
 from storage.faultpoint import reach
 from storage.writes import CreateTrial, PopWaiting, Write
 
-__all__ = ["Spill", "is_spillable"]
+__all__ = ["Spill", "folder", "is_spillable"]
 
 
 def is_spillable(write: Write) -> bool:
@@ -33,7 +33,7 @@ def is_spillable(write: Write) -> bool:
     return not isinstance(write, CreateTrial | PopWaiting)
 
 
-def _folder() -> Path:
+def folder() -> Path:
     """``$TUNER_SPILL``, else the user's state folder."""
     given = os.environ.get("TUNER_SPILL")
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -50,7 +50,7 @@ class Spill:
     def __init__(self, study_uid: str, epoch: int) -> None:
         self._study_uid = study_uid
         self._epoch = epoch
-        self.path = _folder() / f"spill-{study_uid}-{epoch}.jsonl"
+        self.path = folder() / f"spill-{study_uid}-{epoch}.jsonl"
 
     def append(self, seq: int, writes: Sequence[Write]) -> None:
         """Keep a batch; on the disk on return.

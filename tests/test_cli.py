@@ -19,6 +19,7 @@ import storage
 import tuner
 from storage import commands, reads, studies
 from tuner.cli import main
+from tuner.cli import run as run_module
 from tuner.cli import stop as stop_module
 from tuner.cli.app import _COMMANDS
 from tuner.cli.checks.database import sqlite_finding
@@ -307,6 +308,25 @@ def test_run_drives_a_study_and_resume_goes_on_with_stored_settings(run: Run, ma
     assert study.settings["retry"]["max_failures"] == 7
     assert study.settings["retry"]["stop_after"] == 5
     assert run(*arguments[:-2], "--load-if-exists")[0] == 0  # the budget is spent: nothing runs again
+
+
+def test_of_two_runs_of_a_new_study_the_second_is_told_in_options(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{tmp_path}/race.db"
+
+    def then_another_is_first(name: str, *arguments: object) -> None:
+        assert existing(name, *arguments) is None  # type: ignore[arg-type]
+        tuner.create_study(name, storage=url)
+
+    existing = run_module.existing
+    monkeypatch.setattr(run_module, "existing", then_another_is_first)
+    code, out, err = run("run", "cli_objectives.py", "--study", "new", "--trials", "1", "--storage", url)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: study 'new' exists already in {url}; choose another name, give --load-if-exists, "
+        f"or go on with 'tuner resume new --storage {url}'\n"
+    )
 
 
 def test_a_study_is_run_and_read_on_each_database(run: Run, url: str) -> None:

@@ -7,6 +7,8 @@ import csv
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +149,44 @@ def test_copy_takes_all_studies(run: Run, tmp_path: Path) -> None:
     )
     code, out, _ = run("copy", "sqlite:///tuner.db", "sqlite:///new.db")
     assert (code, out) == (0, "copied s: 8 trials, 28 reports\ncopied p: 1 trials, 0 reports\n")
+    assert len(plain(f"sqlite:///{tmp_path}/new.db", "s").trials) == 8
+
+
+def test_a_copy_that_fails_leaves_no_file_and_can_be_done_again(run: Run, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    sql = SqlStorage(url)
+    optuna.create_study(study_name="t", storage=sql)
+    with sql.lease("t"):
+        code, out, err = run("copy", url, "sqlite:///new.db")
+    sql.remove_session()
+    assert (code, out) == (3, "")
+    assert "held by a live driver" in one_line(err)
+    assert not list(tmp_path.glob("new.db*"))
+    Path("new.db.partial").write_text("what a killed one left")
+    assert run("copy", url, "sqlite:///new.db")[0] == 0
+    assert [path.name for path in tmp_path.glob("new.db*")] == ["new.db"]
+    assert len(plain(f"sqlite:///{tmp_path}/new.db", "s").trials) == 8
+
+
+def test_a_copy_that_is_killed_or_has_no_room_leaves_nothing_in_the_way(run: Run, tmp_path: Path) -> None:
+    program = (
+        "import sys; from storage import bulk; from tuner.cli import main; insert = bulk.insert\n"
+        "def inserted(connection, table, *rest):\n"
+        "    if table.name == 'trial_params': exec(sys.argv[1])\n"
+        "    return insert(connection, table, *rest)\n"
+        "bulk.insert = inserted\n"
+        "sys.exit(main(['copy', 'sqlite:///tuner.db', 'sqlite:///new.db']))"
+    )
+    full = "import sqlite3; raise sqlite3.OperationalError('database or disk is full')"
+    for fault, code in (("import os; os.kill(os.getpid(), 9)", -9), (full, 2)):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, fault], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert ended.returncode == code, ended.stderr
+        assert not Path("new.db").exists()
+    assert "make room on its disk" in one_line(ended.stderr)
+    assert not list(tmp_path.glob("new.db*"))
+    assert run("copy", "sqlite:///tuner.db", "sqlite:///new.db")[0] == 0
     assert len(plain(f"sqlite:///{tmp_path}/new.db", "s").trials) == 8
 
 

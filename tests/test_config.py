@@ -112,7 +112,8 @@ BAD = {
     "password": ('storage = "postgresql://ann:hunter2@db/t"\n', "~/.pgpass"),
     "password in the query": ('storage = "postgresql://db/t?user=a&password=hunter2"\n', "~/.pgpass"),
     "webhook": ('alerts = "https://hooks.slack.com/services/hunter2"\n', "$TUNER_ALERTS"),
-    "out of range": ("trials = 0\n", "n_trials=0"),
+    "out of range": ("trials = -1\n", "toml: trials=-1: give"),
+    "seed below 0": ("seed = -1\n", "seed=-1: give"),
     "sampler": ('sampler = "tpee"\n', "did you mean 'tpe'?"),
     "pruner": ('pruner = "hyperbnd"\n', "did you mean 'hyperband'?"),
     "direction": ('direction = "up"\n', "'up'"),
@@ -233,7 +234,10 @@ def test_a_bad_variable_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert code == 2
     assert err.startswith("error: $TUNER_TRIALS: 'many'")
     monkeypatch.setenv("TUNER_TRIALS", "0")
-    assert run("run", "objectives_here.py", "--study", "s")[2].startswith("error: $TUNER_TRIALS: n_trials=0")
+    assert run("run", "objectives_here.py", "--study", "s")[2].startswith("error: $TUNER_TRIALS: trials=0")
+    monkeypatch.setenv("TUNER_TRIALS", "1")
+    monkeypatch.setenv("TUNER_SEED", "-1")
+    assert run("run", "objectives_here.py", "--study", "s")[2].startswith("error: $TUNER_SEED: seed=-1")
     monkeypatch.setenv("TUNER_DASHBOARD_PORT", "99999")
     assert run("dashboard")[2].startswith("error: $TUNER_DASHBOARD_PORT: 99999")
 

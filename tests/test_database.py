@@ -9,7 +9,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from storage import Database, Unavailable, database, mask_url, migrations
+from storage import Database, Unavailable, database, mask_url, migrations, sqlite_file
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from storage import Database, Unavailable, database, mask_url, migrations
         ("postgresql://ann:secret@db:port/tuner", r"ann:\*\*\*@db:port/tuner' is not a database URL"),
         ("mysql://ann:secret@host/db", "not to mysql"),
         ("sqlite://", "in memory is lost"),
+        ("sqlite:///file::memory:?cache=shared&uri=true", "in memory is lost"),
+        ("sqlite:///file:x?mode=memory&cache=shared&uri=true", "in memory is lost"),
         ("sqlite:////nowhere/at/all/tuner.db", "does not exist"),
         ("postgresql://ann:secret@127.0.0.1:1/db", "cannot be used"),
     ],
@@ -65,7 +67,7 @@ def test_reading_a_missing_file_does_not_make_it(tmp_path: Path) -> None:
 
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "file_system", lambda folder: "nfs4")
+    monkeypatch.setattr(sqlite_file, "file_system", lambda folder: "nfs4")
     with pytest.raises(Unavailable, match="network file system"):
         Database(f"sqlite:///{tmp_path}/tuner.db")
     assert list(tmp_path.iterdir()) == []

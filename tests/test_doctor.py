@@ -98,7 +98,7 @@ def test_a_database_that_cannot_be_used_is_wrong(
 def test_sqlite_on_a_network_file_system_or_in_memory_is_said(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storage import database as module
+    from storage import sqlite_file as module
 
     tuner.create_study("s", storage=sqlite_url)
     monkeypatch.setattr(module, "file_system", lambda folder: "nfs4")

@@ -17,6 +17,7 @@ import tuner
 from storage.latency import BOUNDS, Commits, Latencies
 from tuner import driver, metrics
 from tuner.cli import main
+from tuner.cli import run as run_module
 from tuner.outcome import Reason
 from tuner.snapshot import Measured
 
@@ -140,6 +141,30 @@ def test_a_port_that_is_taken_is_one_line_and_nothing_is_written(
     assert [one.name for one in tmp_path.iterdir() if one.suffix != ".pyc"] == ["o.py"]
     assert main([*arguments, "--metrics-port", "0"]) == 0
     assert capsys.readouterr().err.startswith("metrics at http://127.0.0.1:")
+
+
+def test_the_port_is_held_from_its_check_to_the_end_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o.py").write_text("def objective(trial): return trial.suggest_float('x', 0, 1)\n")
+    existing, urls = run_module.existing, []
+
+    def try_to_take_it(*arguments: Any) -> Any:  # between the check of the port and the run
+        urls.append(capsys.readouterr().err.removeprefix("metrics at ").strip())
+        port = int(urls[0].rpartition(":")[2].partition("/")[0])
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", port))
+        return existing(*arguments)
+
+    monkeypatch.setattr(run_module, "existing", try_to_take_it)
+    served = ["--executor", "inline", "--metrics-port", "0"]
+    assert main(["run", "o.py", "--study", "s", "--trials", "1", *served]) == 0
+    assert main(["resume", "s", "--trials", "2", "--metrics-port", "0"]) == 0
+    urls.append(capsys.readouterr().err.removeprefix("metrics at ").strip())
+    for url in urls:
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(url, timeout=5)
 
 
 # ---------------------------------------------------------------------- Grafana

@@ -65,6 +65,26 @@ def test_a_sweep_ends_every_process_with_the_mark_and_no_other(run: str) -> None
     other.wait(timeout=10)
 
 
+def test_a_sweep_ends_what_dropped_its_mark_and_left_its_session(run: str) -> None:
+    program = """
+import subprocess, sys, time
+from tuner.processes import become_subreaper
+become_subreaper()  # as a zygote is
+subprocess.run(["sh", "-c", "env -i setsid sleep 600 & echo $!"])
+print("up", flush=True)
+time.sleep(600)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env={**os.environ, MARK: run}, stdout=subprocess.PIPE, text=True) as ours:
+        assert ours.stdout is not None
+        dropped = psutil.Process(int(ours.stdout.readline()))
+        assert ours.stdout.readline() == "up\n"
+        assert until(lambda: dropped.name() == "sleep")
+        assert MARK not in dropped.environ()
+        assert sweep(run) == 2
+        assert until(lambda: not dropped.is_running() or dropped.status() == psutil.STATUS_ZOMBIE)
+
+
 def test_a_sweep_ends_rays_agents_that_wrote_over_their_mark(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     log = (tmp_path / "logs" / "raylet.out").open("w")

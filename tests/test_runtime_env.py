@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tuner import credentials, load_study, runtime_env
+from tuner import create_study, credentials, load_study, optimize, resume, runtime_env
 from tuner.assignment import Assignment, ObjectiveRef
 from tuner.cli import main
 from tuner.dispatch import packages
@@ -157,6 +157,32 @@ def test_modules_that_are_sent_come_before_those_of_the_same_folder_here(
     for file, name in zip(trial.user_attrs["files"], names, strict=True):
         assert "/py_modules_files/" in file
         assert name in file
+
+
+def test_the_driver_imports_what_is_sent_however_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "lib" / "sent_by_python"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n")
+    (tmp_path / "env.yaml").write_text("py_modules: [lib/sent_by_python]\n")
+    url, target = f"sqlite:///{tmp_path}/tuner.db", "sent_by_python:objective"
+
+    def forget() -> None:
+        monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(package.parent)])
+        sys.modules.pop("sent_by_python", None)
+
+    forget()
+    study = create_study("s", storage=url)
+    optimize(study, target, 1, executor="inline", runtime_env={"py_modules": ["lib/sent_by_python"]})
+    forget()
+    study = resume("s", storage=url, n_trials=2)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    forget()
+    assert main(["run", target, "--params", "x=0.5", "--runtime-env", "env.yaml"]) == 0
+    assert "0.5" in capsys.readouterr().out
+    forget()
 
 
 @pytest.mark.integration

@@ -163,6 +163,49 @@ def test_what_is_watched_may_come_later_with_its_driver(
     database.dispose()
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_watching_a_study_that_only_optuna_runs_ends_when_it_runs_none(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    made: list[optuna.Study] = []
+    trials: list[optuna.Trial] = []
+    looks: list[float] = []
+
+    def next_look(seconds: float) -> None:
+        looks.append(seconds)
+        assert len(looks) < 10, "it goes on for ever"
+        if not made:
+            made.append(optuna.create_study(study_name="s", storage=sqlite_url))
+        elif not trials:
+            trials.append(made[0].ask())
+        elif len(made[0].trials) == 1:
+            made[0].tell(trials[0], 1.0)
+            made[0].ask()
+        else:
+            made[0].tell(1, 2.0, skip_if_finished=True)
+
+    if is_there:
+        next_look(0)
+        next_look(0)
+    monkeypatch.setattr(module.time, "sleep", next_look)
+    assert main(["status", "s", "--watch", "--json", "--storage", sqlite_url]) == 0
+    shown = [json.loads(line)["states"] for line in capsys.readouterr().out.splitlines()]
+    assert shown[-3:] == [{"RUNNING": 1}, {"COMPLETE": 1, "RUNNING": 1}, {"COMPLETE": 2}]
+
+
+def test_a_study_that_is_deleted_ends_its_watching_with_a_line(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(study_name="s", storage=sqlite_url)
+    study.ask()
+    monkeypatch.setattr(
+        module.time, "sleep", lambda _: optuna.delete_study(study_name="s", storage=sqlite_url)
+    )
+    assert main(["status", "s", "--watch", "--storage", sqlite_url]) == 2
+    err = capsys.readouterr().err
+    assert err == "error: study 's' was deleted or renamed by another program meanwhile\n"
+
+
 def test_a_database_that_cannot_come_is_not_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

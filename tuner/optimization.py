@@ -30,7 +30,7 @@ from tuner.job import Callback, Job
 from tuner.recipe import Recipe
 from tuner.resources import Resources, ResourcesSpec
 from tuner.retry import Retry
-from tuner.runtime_env import keeping_out
+from tuner.runtime_env import checked, importable, keeping_out
 from tuner.settings import Settings
 from tuner.snapshot import Progress
 from tuner.studies import PrunerSpec, SamplerSpec, database_of, new_seed, unknown
@@ -72,7 +72,7 @@ def optimize(
     runtime_env: Mapping[str, Any] | None = None,
     progress: bool | Progress | None = None,
     alerts: Sequence[str] = (),
-    metrics_port: int | None = None,
+    metrics_port: int | Endpoint | None = None,
     metrics_host: str = "127.0.0.1",
 ) -> optuna.Study:
     """Run trials of ``study`` on a Ray cluster until its budget is spent, and return the study.
@@ -113,7 +113,8 @@ def optimize(
         progress: True, False, a display of your own, or None: on when the output is a terminal or a
             notebook.
         alerts: addresses of webhooks, which are not stored; see :mod:`tuner.alerts`.
-        metrics_port: serve Prometheus metrics of this run there; 0: at a port that is free. Not stored.
+        metrics_port: serve Prometheus metrics of this run there; 0: at a port that is free; or a
+            :class:`tuner.metrics.Endpoint` that listens already, and stays open. Not stored.
         metrics_host: address to serve them on.
 
     Raises:
@@ -134,6 +135,8 @@ def optimize(
     objectives.refuse_while_importing()
     if n_jobs is not None and n_jobs != -1 and max_concurrent is None:
         max_concurrent = n_jobs
+    runtime_env = checked(runtime_env)
+    importable(runtime_env)
     reference = objectives.refer(objective)
     space = check_space(space) or objectives.space_of(objective, reference)
     _check_direction(objective, reference, study)
@@ -189,7 +192,7 @@ def resume(
     callbacks: Sequence[Callback] = (),
     progress: bool | Progress | None = None,
     alerts: Sequence[str] = (),
-    metrics_port: int | None = None,
+    metrics_port: int | Endpoint | None = None,
     metrics_host: str = "127.0.0.1",
     **changes: Any,
 ) -> optuna.Study:
@@ -240,6 +243,7 @@ def resume(
             )
     if space is None and settings.space_is_function:
         raise BadInput(f"the space of study {study_name!r} was a function and is not stored; pass space=...")
+    importable(settings.runtime_env)
     reference = (
         objectives.refer(objective)
         if objective is not None
@@ -297,8 +301,8 @@ def _webhooks(alerts: Sequence[str] | str) -> tuple[Webhook, ...]:
 
 
 @contextlib.contextmanager
-def _serving(host: str, port: int | None) -> Iterator[Endpoint | None]:
-    """Metrics for the length of a run.
+def _serving(host: str, port: int | Endpoint | None) -> Iterator[Endpoint | None]:
+    """Metrics for the length of a run; an endpoint that was given is its owner's to close.
 
     Raises:
         BadInput: the port is taken.
@@ -308,12 +312,13 @@ def _serving(host: str, port: int | None) -> Iterator[Endpoint | None]:
         return
     from tuner.metrics import Endpoint
 
-    endpoint = Endpoint(host, port)
+    endpoint = port if isinstance(port, Endpoint) else Endpoint(host, port)
     log.info("metrics at %s", endpoint.url, extra={"event": "metrics", "detail": {"url": endpoint.url}})
     try:
         yield endpoint
     finally:
-        endpoint.close()
+        if endpoint is not port:
+            endpoint.close()
 
 
 def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:

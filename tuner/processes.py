@@ -8,7 +8,7 @@ import fnmatch
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ __all__ = [
     "MARK",
     "are_ended",
     "become_subreaper",
+    "below",
     "die_with_parent",
     "is_gone",
     "kill_tree",
@@ -48,6 +49,16 @@ def marked(value: str, name: str = MARK) -> list[int]:
                 if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
                     found.append(int(entry))
     return found
+
+
+def below(root: int) -> Iterator[int]:
+    """The descendants of a process; cheaper than a look at every process of the node."""
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{root}/task"):
+            with contextlib.suppress(OSError):
+                for child in Path(f"/proc/{root}/task/{task}/children").read_text().split():
+                    yield int(child)
+                    yield from below(int(child))
 
 
 def ray_processes(folders: Iterable[str]) -> list[int]:
@@ -76,7 +87,10 @@ def sweep(
     spare: Iterable[int] = (),
     also: Iterable[int] = (),
 ) -> int:
-    """Kill every process that carries a mark, until none is left; how many there were.
+    """Kill every process that carries a mark, and all below it, until none is left; how many there were.
+
+    One that dropped the mark (``env -i``) is found below the process that it was started by, or that took
+    it over when that one ended: a zygote takes what its ranks leave.
 
     Args:
         value, name: of the mark; see :func:`marked`.
@@ -88,12 +102,14 @@ def sweep(
         also: ids to kill too. One that is just ending has lost its environment, and holds its
             files, sockets and device memory still.
     """
-    spared, wanted, killed = set(spare), set(also), set()
+    spared, wanted, killed = {*spare, os.getpid()}, set(also), set()
     deadline = time.monotonic() + seconds
     clean_since: float | None = None
     while True:
         found = [*marked(value, name), *(ray_processes(folders) if folders else ())]
-        wanted.update(pid for pid in found if pid not in spared)
+        ours = {pid for pid in found if pid not in spared}
+        wanted |= ours
+        wanted.update(pid for one in ours for pid in below(one) if pid not in spared)
         left = [pid for pid in wanted if not is_gone(pid)]
         for pid in left:
             killed.add(pid)

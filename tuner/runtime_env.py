@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from storage import mask_url
 from tuner.errors import BadInput
 
-__all__ = ["FIELDS", "beside", "checked", "keeping_out", "module_folders", "sent_folder"]
+__all__ = ["FIELDS", "beside", "checked", "importable", "keeping_out", "module_folders", "sent_folder"]
 
 FIELDS = ("excludes", "pip", "py_modules", "working_dir")
 
@@ -81,6 +82,15 @@ def module_folders(plain: Mapping[str, Any] | None) -> list[str]:
     """
     own = [path for path in (plain or {}).get("py_modules", ()) if not _is_uri(path)]
     return list(dict.fromkeys(os.path.dirname(path) for path in own if not path.endswith(".whl")))
+
+
+def importable(plain: Mapping[str, Any] | None) -> None:
+    """Let this process import the modules that are sent, as the workers do: its driver reads the objective.
+
+    Args:
+        plain: of :func:`checked`.
+    """
+    sys.path += [folder for folder in module_folders(plain) if folder not in sys.path]
 
 
 def keeping_out(plain: Mapping[str, Any] | None, paths: Iterable[str]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from tuner.errors import BadInput, StoreUnavailable, StudyHeld, StudyNotFound
 
 __all__ = [
     "check_kept",
+    "check_place",
     "checkpoint_root",
     "default_url",
     "errors",
@@ -55,10 +56,20 @@ def open_database(url: str | None = None, *, create: bool = False) -> storage.Da
         BadInput: it lies where a Ray job's files are.
     """
     text = url or default_url()
-    if file := sqlite_file(text):
-        check_kept(str(file), "the database", "name one elsewhere with --storage or $TUNER_STORAGE")
+    check_place(text)
     with errors():
         return storage.Database(text, create=create)
+
+
+def check_place(url: str) -> None:
+    """Refuse a SQLite file that would be lost.
+
+    Raises:
+        StoreUnavailable: it is no URL of a database that Tuner can use.
+        BadInput: it lies where a Ray job's files are.
+    """
+    if file := sqlite_file(url):
+        check_kept(str(file), "the database", "name one elsewhere with --storage or $TUNER_STORAGE")
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -68,10 +79,11 @@ def sqlite_file(url: str) -> Path | None:
         StoreUnavailable: it is no URL of a database that Tuner can use.
     """
     from storage.database import normalise_url  # heavy, for what completes names in a shell
+    from storage.sqlite_file import path_of
 
     with errors():
         found = normalise_url(url)
-    return Path(str(found.database)).absolute() if found.get_backend_name() == "sqlite" else None
+    return path_of(found) if found.get_backend_name() == "sqlite" else None
 
 
 def checkpoint_root(url: str, given: str | None) -> str:
@@ -90,9 +102,9 @@ def checkpoint_root(url: str, given: str | None) -> str:
 
 def files(database: storage.Database) -> list[str]:
     """The files of a SQLite database; none of another."""
-    if not database.is_sqlite:
+    if database.file is None:
         return []
-    file = os.path.realpath(str(database.url.database))
+    file = os.path.realpath(database.file)
     return [file, f"{file}-wal", f"{file}-shm", f"{file}-journal"]
 
 

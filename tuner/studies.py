@@ -15,7 +15,7 @@ from tuner.errors import BadInput, StudyExists, StudyNotFound
 if TYPE_CHECKING:
     from tuner.checkpoint import Checkpoint
 
-__all__ = ["best_checkpoint", "create_study", "database_of", "load_study", "new_seed"]
+__all__ = ["best_checkpoint", "check_seed", "create_study", "database_of", "load_study", "new_seed"]
 
 SamplerSpec = str | optuna.samplers.BaseSampler | None
 PrunerSpec = str | optuna.pruners.BasePruner | None
@@ -61,8 +61,7 @@ def create_study(
         ('digits', 'TPESampler')
     """
     wanted = _directions(direction, directions)
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise BadInput(f"seed={seed!r}: give a whole number from 0 to 2^63 - 1")
+    check_seed(seed)
     texts = {
         "sampler": samplers.text_of("tpe" if sampler is None else sampler),
         "pruner": samplers.text_of("median" if pruner is None else pruner),
@@ -162,6 +161,16 @@ def database_of(study: optuna.Study) -> Database:
             'create it with storage="sqlite:///tuner.db", so that nothing is lost'
         )
     return store.open_database(url, create=True)
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what is no seed of a study; None is one that is drawn.
+
+    Raises:
+        BadInput: names it.
+    """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise BadInput(f"seed={seed!r}: give a whole number from 0 to 2^63 - 1")
 
 
 def new_seed(sampler: SamplerSpec) -> int:

@@ -94,6 +94,7 @@ def _check_one(where: str, name: str, value: Any) -> None:
     from tuner import samplers
     from tuner.cli.options import checked_directions, settings_of
     from tuner.settings import Settings
+    from tuner.studies import check_seed
 
     try:
         match name:
@@ -103,11 +104,14 @@ def _check_one(where: str, name: str, value: Any) -> None:
                 samplers.sampler(value, 0)
             case "pruner":
                 samplers.pruner(value)
+            case "seed":
+                check_seed(value)
             case _:
                 fields = settings_of({name: value})
                 Settings(**{key: one for key, one in fields.items() if key != "alerts"})
     except BadInput as error:
-        raise BadInput(f"{where}: {error}") from None
+        said = str(error).removeprefix("n_") if name == "trials" else error
+        raise BadInput(f"{where}: {said}") from None
 
 
 def _text(value: Any) -> str:

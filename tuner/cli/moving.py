@@ -83,8 +83,8 @@ def export(
 def copy(source: str, target: str, names: tuple[str, ...], new_name: str | None, as_json: bool) -> None:
     """Copy studies with everything of theirs, also between SQLite and PostgreSQL.
 
-    Each study is copied whole or not at all. Files of checkpoints stay where they are; their paths
-    are copied.
+    Each study is copied whole or not at all, and a new SQLite file is there once all are. Files of
+    checkpoints stay where they are; their paths are copied.
 
     \b
     Examples:
@@ -100,20 +100,17 @@ def copy(source: str, target: str, names: tuple[str, ...], new_name: str | None,
         known = [] if reads.is_empty(old.engine) else studies.names(old)
         for name in names:
             known_study(old, name)
-        new = store.open_database(target, create=True)
-        try:
-            done = []
-            for name in names or known:
-                with _as_public():
-                    done.append(copies.copy(old, new, name, new_name))
-                if not as_json:
-                    one = done[-1]
-                    click.echo(f"copied {name}: {one.trials} trials, {one.reports} reports")
-        finally:
-            new.dispose()
+        done = []
+        if names or known:
+            store.check_place(target)
+            with _as_public(), copies.arriving(target) as new:
+                done = [copies.copy(old, new, name, new_name) for name in names or known]
     if as_json:
         print_json(done)
-    elif not done:
+        return
+    for one in done:
+        click.echo(f"copied {one.name}: {one.trials} trials, {one.reports} reports")
+    if not done:
         click.echo("there is no study to copy")
 
 

@@ -24,8 +24,8 @@ from tuner.cli.options import (
     settings_of,
     storage_option,
 )
-from tuner.cli.source import command, existing, known_study, plain, reading, suffix
-from tuner.errors import BadInput, StudyStopped, TunerError
+from tuner.cli.source import command, existing, known_study, plain, reading, suffix, taken
+from tuner.errors import BadInput, StudyExists, StudyStopped, TunerError
 
 if TYPE_CHECKING:
     from storage.failures import FailureGroup
@@ -101,6 +101,8 @@ def run(
       tuner run --command 'mpirun -n 4 ./solver {steps}' --param 'steps=int(10,100)' \\
                 --metrics 'regex:time (\\S+) s' --cpus 4 --study mpi --trials 20
     """
+    from tuner.studies import check_seed
+
     objective = target_of(target, given)
     _import_from_here(target or "")
     if given["params"]:
@@ -113,36 +115,41 @@ def run(
         raise BadInput("--final belongs to one trial that is not stored; give --params too, or leave it out")
     given = defaults.filled(ctx, given)
     defaults.check(ctx, given)
+    check_seed(given["seed"])
     if study is None:
         raise click.UsageError("--study NAME is missing (or --params, for one trial that is not stored)", ctx)
     settings = settings_of(given)
     if "n_trials" not in settings and "timeout" not in settings:
         raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
     _check(ctx, objective, settings, is_run=not given["dry_run"])
-    _choose_port(settings, given["log_format"])
+    _listen(ctx, settings, given["log_format"])
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
 
         ctx.exit(print_plan(objective, study, storage, given, settings))
+    from storage import Displaced
     from tuner import create_study, optimize, store
 
     file = store.sqlite_file(storage or store.default_url())
     is_new_file = file is not None and not file.exists()
     before = existing(study, storage, given["load_if_exists"])
-    created = create_study(
-        study,
-        storage=storage,
-        directions=checked_directions(given["direction"], objective),
-        sampler=given["sampler"],
-        pruner=given["pruner"],
-        seed=given["seed"],
-        load_if_exists=given["load_if_exists"],
-    )
+    try:
+        created = create_study(
+            study,
+            storage=storage,
+            directions=checked_directions(given["direction"], objective),
+            sampler=given["sampler"],
+            pruner=given["pruner"],
+            seed=given["seed"],
+            load_if_exists=given["load_if_exists"],
+        )
+    except StudyExists:  # another program was first, since we looked
+        raise taken(study, storage) from None
     with _driving(ctx, study, storage, given) as display:
         try:
             optimize(created, objective, progress=display, **settings)
-        except TunerError:
-            if before is None:
+        except TunerError as error:
+            if before is None and not isinstance(error.__cause__, Displaced):
                 _forget_unused(study, storage, file if is_new_file else None)
             raise
 
@@ -176,7 +183,7 @@ def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) 
     with reading(storage) as database:
         stored = known_study(database, name).settings
     changes = settings_of(given, stored)
-    _choose_port(changes, given["log_format"])
+    _listen(ctx, changes, given["log_format"])
     if stored:
         Settings.from_mapping({**stored, **{key: value for key, value in changes.items() if key in _SCALARS}})
     objective = given["objective"]
@@ -315,7 +322,7 @@ def _check(ctx: click.Context, target: str | Recipe, settings: dict[str, Any], *
     from tuner.settings import Settings
 
     known = Settings(**{name: value for name, value in settings.items() if name not in UNSTORED})
-    sys.path += [one for one in runtime_env.module_folders(known.runtime_env) if one not in sys.path]
+    runtime_env.importable(known.runtime_env)
     for url in settings.get("alerts", ()):
         webhook(url)
     if is_run:
@@ -338,15 +345,15 @@ def _begin_ahead(ctx: click.Context, target: str | Recipe, settings: Settings) -
         ahead.begin(wanted[0], imports(file))
 
 
-def _choose_port(settings: dict[str, Any], log_format: str) -> None:
-    """Refuse a port for metrics that is taken; find one for 0, and say where they are (a log says it too)."""
+def _listen(ctx: click.Context, settings: dict[str, Any], log_format: str) -> None:
+    """Take the port for metrics until the command ends, or refuse it; say where it is (a log says it too)."""
     if "metrics_port" not in settings:
         return
     from tuner.metrics import LOOPBACK, Endpoint
 
     endpoint = Endpoint(settings.get("metrics_host", LOOPBACK), settings["metrics_port"])
-    settings["metrics_port"] = endpoint.port
-    endpoint.close()
+    ctx.call_on_close(endpoint.close)
+    settings["metrics_port"] = endpoint
     if log_format == "text":
         click.echo(f"metrics at {endpoint.url}", err=True)
 
@@ -366,7 +373,7 @@ def _forget_unused(name: str, storage: str | None, file: Path | None) -> None:
     Args:
         file: of the SQLite database, where this command created that too.
     """
-    from storage import studies
+    from storage import sqlite_file, studies
 
     with reading(storage) as database:
         if known_study(database, name).states:
@@ -374,8 +381,7 @@ def _forget_unused(name: str, storage: str | None, file: Path | None) -> None:
         studies.delete(database, name)
         database.dispose()
     if file is not None:
-        for ending in ("", "-wal", "-shm"):
-            Path(f"{file}{ending}").unlink(missing_ok=True)
+        sqlite_file.remove(file)
 
 
 def _refuse_with_params(study: str | None, given: dict[str, Any]) -> None:

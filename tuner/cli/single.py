@@ -57,7 +57,7 @@ def run_one(target: str | Recipe, storage: str | None, given: Mapping[str, Any])
         BadInput: a parameter that the objective asks for is not given, or cannot be what is given.
         Infeasible, ClusterUnavailable: there is no place for its ranks.
     """
-    from tuner import objective
+    from tuner import objective, runtime_env
     from tuner.assignment import Assignment
     from tuner.optimization import environment, make_executor
     from tuner.resources import alternatives
@@ -70,6 +70,7 @@ def run_one(target: str | Recipe, storage: str | None, given: Mapping[str, Any])
     here = wanted[-1].count == 1 and given["executor"] != "ray" and not given["address"]
     if here:
         settings = dataclasses.replace(settings, executor="inline")
+    runtime_env.importable(settings.runtime_env)
     reference = objective.refer(target)
     recipe = _recipe(target, storage, given, reference.digest)
     listener = _Printed(kept=bool(given["checkpoints"]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import StudyExists, StudyHeld, StudyNotFound
@@ -14,7 +13,17 @@ if TYPE_CHECKING:
     from storage import Database
     from storage.views import StudyDetail, StudyRow
 
-__all__ = ["command", "driver_of", "driver_text", "existing", "known_study", "plain", "reading", "suffix"]
+__all__ = [
+    "command",
+    "driver_of",
+    "driver_text",
+    "existing",
+    "known_study",
+    "plain",
+    "reading",
+    "suffix",
+    "taken",
+]
 
 
 @contextlib.contextmanager
@@ -55,32 +64,37 @@ def existing(name: str, storage: str | None, load_if_exists: bool) -> StudyDetai
         StudyHeld: a live driver of this host holds it.
         StoreUnavailable: the database cannot be used. A SQLite file that is not there can be made.
     """
-    from storage import mask_url, reads
-    from storage.database import normalise_url
+    from storage import reads
     from storage.studies import check_name
     from tuner import store
 
     text = storage or store.default_url()
     with store.errors():
         check_name(name)
-        url = normalise_url(text)
-    if url.get_backend_name() == "sqlite":
-        file = Path(str(url.database)).absolute()
-        if file.parent.is_dir() and not file.exists():
-            return None
+    file = store.sqlite_file(text)
+    if file is not None and file.parent.is_dir() and not file.exists():
+        return None
     with reading(storage) as database:
         study = None if reads.is_empty(database.engine) else reads.study(database.engine, name)
     if study is not None and not load_if_exists:
-        raise StudyExists(
-            f"study {name!r} exists already in {mask_url(text)}; choose another name, "
-            f"give --load-if-exists, or go on with {command('resume', name, storage)!r}"
-        )
+        raise taken(name, storage)
     if study is not None and driver_of(study) == "live":
         raise StudyHeld(
             f"study {name!r} is held by a live driver, {driver_text(study)}; "
             f"wait for it, or end it with {command('stop', name, storage)!r}"
         )
     return study
+
+
+def taken(name: str, storage: str | None) -> StudyExists:
+    """The error for a study that ``tuner run`` was to create, and that is there."""
+    from storage import mask_url
+    from tuner import store
+
+    return StudyExists(
+        f"study {name!r} exists already in {mask_url(storage or store.default_url())}; choose another name, "
+        f"give --load-if-exists, or go on with {command('resume', name, storage)!r}"
+    )
 
 
 def driver_of(row: StudyRow) -> str:

@@ -34,7 +34,9 @@ _MOST = 200  # running trials that are read
 @click.command(short_help="Show how a study stands.")
 @study_argument
 @click.option(
-    "--watch", is_flag=True, help="Go on until the study's driver ends; Ctrl-C ends the watching only."
+    "--watch",
+    is_flag=True,
+    help="Go on until the study's driver ends, or Optuna runs no trial; Ctrl-C ends the watching only.",
 )
 @storage_option
 @json_option
@@ -105,10 +107,11 @@ def _watch(database: Database, name: str, as_json: bool, *, is_new: bool) -> Non
 
     redraw = Redraw(sys.stdout) if can_redraw(sys.stdout) and not as_json else None
     last: object = None
+    was_driven = False
     try:
         while True:
             began = time.monotonic()
-            study = known_study(database, name)
+            study = _still_known(database, name) if last else known_study(database, name)
             driver = driver_of(study)
             seen = dict(study.states), study.best_number, study.driving, study.stop_reason, driver
             if redraw is not None:
@@ -121,15 +124,34 @@ def _watch(database: Database, name: str, as_json: bool, *, is_new: bool) -> Non
                         f"{line(snapshot_of(database, study))}; {study.stop_reason or driver_of(study)}"
                     )
                 sys.stdout.flush()
-            last = seen
+            before, last = last, seen
             is_driven = driver not in ("none", "gone")
-            is_new = is_new and not is_driven and not study.stop_reason
-            if not is_driven and not is_new:
+            was_driven = was_driven or is_driven
+            is_new = is_new and not was_driven and not study.stop_reason
+            if not is_driven and not _may_go_on(study, was_driven, is_new, seen == before):
                 return
             time.sleep(max(WATCH_EVERY, pause(time.monotonic() - began)))
     finally:
         if redraw is not None:
             redraw.finish()
+
+
+def _may_go_on(study: StudyDetail, was_driven: bool, is_new: bool, is_as_before: bool) -> bool:
+    """Whether to look again at a study without a driver: one that is about to come, or that only Optuna
+    runs. Between two trials of Optuna's none may be running: it has ended when the next look finds the same.
+    """
+    if was_driven or study.settings:
+        return is_new
+    if study.states.get("RUNNING"):
+        return True
+    return not is_as_before or (is_new and not study.states)
+
+
+def _still_known(database: Database, name: str) -> StudyDetail:
+    try:
+        return known_study(database, name)
+    except StudyNotFound as error:
+        raise StudyNotFound(f"study {name!r} was deleted or renamed by another program meanwhile") from error
 
 
 def _print(database: Database, name: str) -> None:

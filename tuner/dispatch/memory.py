@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.outcome import Outcome, Reason
+from tuner.processes import below
 
 __all__ = ["FULL", "Node", "below", "held_by", "kernel_kills", "node", "tree", "trees", "verdict"]
 
@@ -133,16 +134,6 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
     for line in path.read_text().splitlines():
         name, value, *_ = line.replace(":", " ").split()
         yield name, value
-
-
-def below(root: int) -> Iterator[int]:
-    """The descendants of a process; cheaper than a look at every process of the node."""
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{root}/task"):
-            with contextlib.suppress(OSError):
-                for child in Path(f"/proc/{root}/task/{task}/children").read_text().split():
-                    yield int(child)
-                    yield from below(int(child))
 
 
 def _resident(pid: int) -> int:

@@ -39,6 +39,7 @@ def database(storage: str | None) -> Iterable[Finding]:
     """The database of ``--storage``, or of the settings."""
     from storage import Database, mask_url
     from storage.database import normalise_url
+    from storage.sqlite_file import path_of
     from tuner import store
 
     try:
@@ -52,7 +53,7 @@ def database(storage: str | None) -> Iterable[Finding]:
     if url.get_backend_name() == "postgresql" and importlib.util.find_spec("psycopg") is None:
         yield _wrong(f"{shown} needs the package psycopg", "run \"pip install 'tuner[postgres]'\"")
         return
-    file = Path(str(url.database)).absolute() if url.get_backend_name() == "sqlite" else None
+    file = path_of(url) if url.get_backend_name() == "sqlite" else None
     if file is not None and not file.exists() and file.parent.is_dir():
         yield Finding(
             name="database", state="ok", detail=f"{shown} is not there yet; the first run creates it"
@@ -146,7 +147,7 @@ def _killed(rows: Iterable[StudyRow]) -> Iterable[Finding]:
 
 def _room(folder: Path) -> Iterable[Finding]:
     """The file system under a SQLite file."""
-    from storage.database import file_system
+    from storage.sqlite_file import file_system
 
     free, kind = shutil.disk_usage(folder).free, file_system(folder)
     if free < GIB:

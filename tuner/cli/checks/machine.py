@@ -159,7 +159,7 @@ def memory() -> Iterable[Finding]:
 
 def folders() -> Iterable[Finding]:
     """The folders that a run writes to: room, rights, and what kind of file system they are on."""
-    from storage.database import file_system
+    from storage.sqlite_file import file_system
 
     for name, folder in (("current folder", Path.cwd()), ("temporary folder", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
