@@ -6,7 +6,7 @@ import copy
 import datetime as dt
 import itertools
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
@@ -230,12 +230,20 @@ class HeldStorage(BaseStorage):
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        held = self._held
+        self.set_trial_intermediate_values(trial_id, {step: intermediate_value})
+
+    def set_trial_intermediate_values(self, trial_id: int, values: Mapping[int, float]) -> None:
+        """Set several at once, by step; those before one that is refused are set."""
+        held, writes = self._held, []
         with held.lock:
             trial = self._writable(trial_id)
-            check_step(step)
-            value = trial.intermediate_values[step] = float(intermediate_value)
-            held.queue(AddReport(trial_id=trial._trial_id, step=step, value=value))
+            try:
+                for step, given in values.items():
+                    check_step(step)
+                    value = trial.intermediate_values[step] = float(given)
+                    writes.append(AddReport(trial_id=trial._trial_id, step=step, value=value))
+            finally:
+                held.queue(*writes)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         self._set_trial_attr("user", trial_id, key, value)

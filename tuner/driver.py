@@ -38,6 +38,7 @@ from tuner.messages import (
     Question,
     Released,
     Report,
+    Reports,
     Started,
 )
 from tuner.outcome import Outcome, Reason
@@ -543,9 +544,9 @@ class Driver:
                     self._pace.add(end.seconds)
                 self._end(running, end.outcome, end.may_live)
             case message:
-                if isinstance(message, Report):
+                if isinstance(message, Report | Reports):
                     running.reported = time.monotonic()
-                    self._reports += 1
+                    self._reports += len(message.values) if isinstance(message, Reports) else 1
                 self._study.apply(running.trial_id, running.attempt, message)
 
     def _end(self, running: Running, outcome: Outcome, may_live: float = 0.0) -> None:

@@ -7,9 +7,10 @@ pipe, and be told apart after a take-over. A rank sends; the driver answers ques
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "RankInfo",
     "Released",
     "Report",
+    "Reports",
     "Sample",
     "Saved",
     "Started",
@@ -40,7 +42,9 @@ __all__ = [
     "Unanswered",
     "UserAttr",
     "decode",
+    "decode_all",
     "encode",
+    "is_report",
 ]
 
 
@@ -64,6 +68,13 @@ class Report(Message):
 
     step: int
     value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reports(Message):
+    """Reports of rank 0 that follow each other, as a group delivers them: (step, value) in order."""
+
+    values: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +322,25 @@ def encode(message: Message) -> str:
     else:
         fields = dataclasses.asdict(message) if isinstance(message, Started | Ended) else message.__dict__
     return json.dumps([type(message).__name__, fields])
+
+
+def is_report(line: str) -> bool:
+    """Whether it is the text of a report, by far the most of what there is."""
+    return line.startswith('["Report",')
+
+
+def decode_all(lines: Sequence[str]) -> Iterator[tuple[int, Message]]:
+    """The messages of many lines, each with how many of the lines it is of: reports that follow each other
+    are one.
+    """
+    for of_reports, run in itertools.groupby(lines, key=is_report):
+        if of_reports:
+            found = json.loads(f"[{','.join(run)}]")
+            values = tuple((one["step"], one["value"]) for _, one in found)
+            yield len(values), Report(**found[0][1]) if len(values) == 1 else Reports(values=values)
+        else:
+            for line in run:
+                yield 1, decode(line)
 
 
 def decode(line: str) -> Message:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -27,7 +27,7 @@ from storage.writes import AddEvent, AddMetric, EndAttempt, SetStudyRow
 from tuner import blind, frozen, optimizer_state, pruning, samplers
 from tuner.assignment import Draw
 from tuner.errors import BadInput
-from tuner.messages import Constraint, Log, Message, Param, Report, SystemAttr, Unanswered, UserAttr
+from tuner.messages import Constraint, Log, Message, Param, Report, Reports, SystemAttr, Unanswered, UserAttr
 from tuner.outcome import Outcome
 from tuner.seeds import derived_seed
 
@@ -166,8 +166,9 @@ class DrivenStudy(optuna.Study):
                 if name not in self.held.image.trial(trial_id).params:
                     self._set_param(trial_id, name, value, json_to_distribution(text))
             case Report(step=step, value=value):
-                if step not in self.held.image.trial(trial_id).intermediate_values:  # the first stands
-                    store.set_trial_intermediate_value(trial_id, step, value)
+                self._report(trial_id, ((step, value),))
+            case Reports(values=values):
+                self._report(trial_id, values)
             case Log(step=step, metrics=metrics):
                 for name, value in metrics.items():
                     if (name, step) in self.logged.get(trial_id, ()):
@@ -193,6 +194,14 @@ class DrivenStudy(optuna.Study):
                 )
             case _:
                 raise TypeError(f"an objective does not send {message!r}")
+
+    def _report(self, trial_id: int, values: Sequence[tuple[int, float]]) -> None:
+        known = self.held.image.trial(trial_id).intermediate_values
+        fresh: dict[int, float] = {}
+        for step, value in values:
+            if step not in known:
+                fresh.setdefault(step, value)  # the first stands
+        self.held.storage.set_trial_intermediate_values(trial_id, fresh)
 
     def verdict(self, trial_id: int, attempt: int) -> bool:
         """``should_prune`` for every report so far. A True is committed, with its reason, on return."""

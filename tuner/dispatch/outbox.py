@@ -25,8 +25,8 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, message: Message, line: str) -> None:
-        """Number a message; ``line`` is its JSON."""
+    def put(self, message: Message | None, line: str) -> None:
+        """Number a message; ``line`` is its JSON, from which nobody need make a report again."""
         self.last += 1
         self._waiting.append((self.last, line))
         if isinstance(message, Question):

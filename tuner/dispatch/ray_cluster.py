@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 import time
@@ -387,9 +388,10 @@ class RayExecutor(Executor):
         """An attempt, with its share of those behind it that may begin in one go."""
         if not first.short or first.sent:
             return [first]
-        alike = [one for one in self._waiting if one.short and one.alternatives == first.alternatives]
+        behind = itertools.dropwhile(lambda one: one is not first, self._waiting)
+        alike = [one for one in behind if one.short and one.alternatives == first.alternatives]
         share = -(-len(alike) // max(1, len(self._groups)))
-        return alike[: min(share, SERIES)] if alike[0] is first else [first]
+        return alike[: min(share, SERIES)]
 
     def _make(self, shape: Shape, number: int, claimed: dict[Group, int]) -> bool:
         """Start a group, in place of idle ones of other shapes where there is no room beside them."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import time
@@ -32,7 +33,7 @@ from tuner.dispatch.devices import Held
 from tuner.dispatch.group import RankEnding, decide
 from tuner.dispatch.set_aside import assigned_devices
 from tuner.dispatch.shell import PACE, WITHOUT_DRIVER, Batch, Begun, Shell, StaleEpoch, Standing
-from tuner.messages import Answer, Ended, Finished, Message, RankInfo, Released, Started, Turn, decode
+from tuner.messages import Answer, Ended, Finished, Message, RankInfo, Released, Started, Turn, decode_all
 from tuner.outcome import Outcome, Reason
 
 __all__ = ["GROUP", "Group", "Owner", "Shape"]
@@ -515,11 +516,12 @@ class Group:
         attempt.draining_since.pop(rank, None)
         attempt.heard[rank] = time.monotonic()
         attempt.delivering = rank
-        for seq, line in batch.messages:
-            if seq <= attempt.delivered.get(rank, 0):
-                continue
-            attempt.delivered[rank] = seq
-            message = decode(line)
+        seen = attempt.delivered.get(rank, 0)
+        fresh = [one for one in batch.messages if one[0] > seen]
+        numbers = iter([number for number, _ in fresh])
+        for count, message in decode_all([line for _, line in fresh]):
+            for seq in itertools.islice(numbers, count):
+                attempt.delivered[rank] = seq
             if isinstance(message, Turn):
                 self._turn(attempt, rank, message)
             elif isinstance(message, Finished):
@@ -530,7 +532,7 @@ class Group:
                     self._broken = True  # the device is given back, and not used again
                     self._owner.device_failed(self, rank, message.device, message.outcome.message)
             elif not attempt.decided:
-                self._owner.deliver(attempt.assignment, rank, seq, message)
+                self._owner.deliver(attempt.assignment, rank, attempt.delivered[rank], message)
         attempt.delivering = None
         if batch.ended:
             attempt.gone.add(rank)

@@ -51,6 +51,7 @@ from tuner.messages import (
     Unanswered,
     decode,
     encode,
+    is_report,
 )
 from tuner.outcome import Outcome, Reason
 from tuner.processes import kill_tree, marked, sweep
@@ -352,9 +353,10 @@ class Shell:
                 self._put(child, line)
 
     def _put(self, child: socket.socket, line: str) -> None:
-        message = decode(line)
+        message = None if is_report(line) else decode(line)
         with self._changed:
-            self._changed.wait_for(lambda: len(self._outbox) < OUTBOX or child is not self._child)
+            if len(self._outbox) >= OUTBOX:
+                self._changed.wait_for(lambda: len(self._outbox) < OUTBOX or child is not self._child)
             if child is not self._child:
                 return
             if isinstance(message, Turn):
