@@ -128,6 +128,15 @@ def test_the_word_of_another_program_that_told_first_stands(held: HeldStudy) -> 
     assert own.intermediate_values == {0: 1.0}
 
 
+def test_of_reports_that_come_at_once_those_before_a_refused_one_are_stored(held: HeldStudy) -> None:
+    trial = driven(held).ask()
+    with pytest.raises(Refused, match="step -1"):
+        held.storage.set_trial_intermediate_values(trial._trial_id, {0: 1.0, 1: 2.0, -1: 3.0, 2: 4.0})
+    held.flush()
+    stored = plain(held).trials[trial.number].intermediate_values
+    assert stored == held.image.trial(trial._trial_id).intermediate_values == {0: 1.0, 1: 2.0}
+
+
 def test_the_end_of_an_attempt_stands_with_the_state_or_not_at_all(held: HeldStudy) -> None:
     study = driven(held)
     trial = study.ask()

@@ -19,7 +19,7 @@ import ray
 from tuner.assignment import Assignment
 from tuner.channel import Place
 from tuner.dispatch.outbox import Outbox
-from tuner.dispatch.shell import PACE, Batch
+from tuner.dispatch.shell import PACE, Batch, Begun
 from tuner.dispatch.surroundings import loopback
 from tuner.messages import Answer, Finished, RankInfo, Report, encode
 from tuner.outcome import Outcome, Reason
@@ -41,11 +41,12 @@ class Stub:
         self._made, self._ended = 0, True
         self._next = 0.0
 
-    def start(self, assignment: Assignment, place: Place) -> RankInfo:
+    def start(self, series: Sequence[Assignment], place: Place, timeout: float = 0.0) -> Begun:
         """Begin to report."""
         self._outbox, self._made, self._ended = Outbox(), 0, False
         self._next = time.time() + 1 / self._rate
-        return RankInfo(rank=0, host=socket.gethostname(), node="", pid=os.getpid())
+        placed = RankInfo(rank=0, host=socket.gethostname(), node="", pid=os.getpid())
+        return Begun(placed=placed, batch=Batch())
 
     async def drain(
         self, after: int, epoch: int, answers: Sequence[Answer], timeout: float, seen: int = 0
@@ -78,9 +79,9 @@ class StubHost:
         known = {"host": socket.gethostname(), "pid": os.getpid(), "loopback": loopback(), "folder": ""}
         return {**known, "node": context.get_node_id(), "address": "127.0.0.1", "devices": (), "packages": ""}
 
-    async def start(self, index: int, assignment: Assignment, place: Place) -> RankInfo:
+    async def start(self, index: int, *arguments: Any) -> Begun:
         """Of one stub."""
-        return self._stubs[index].start(assignment, place)
+        return self._stubs[index].start(*arguments)
 
     async def drain(self, index: int, *arguments: Any) -> Batch:
         """Of one stub."""
