@@ -30,9 +30,10 @@ hypothesis.settings.load_profile("tuner")
 
 
 LONGEST = (
-    *("test_readme", "test_faults", "test_sqlstorage", "test_browser_live", "test_devices", "test_dispatch_ray"),
-    *("test_dashboard_accessibility", "test_standing", "test_command_ray", "test_optuna_code"),
-    *("test_objectives_sharded", "test_browser_hostile", "test_shared_study", "test_ahead", "test_daily"),
+    *("test_readme", "test_faults", "test_sqlstorage", "test_browser_live", "test_devices"),
+    *("test_dispatch_ray", "test_dashboard_accessibility", "test_standing", "test_command_ray"),
+    *("test_optuna_code", "test_objectives_sharded", "test_browser_hostile", "test_shared_study"),
+    *("test_ahead", "test_daily"),
 )
 """Files that take about a minute or more begin first: else one of them ends long after all others."""
 
