@@ -13,10 +13,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: install
 	$(BIN)/python -m objectives.demo
 
-# Two at a time, for most of a test is waiting for a Ray to start; each file stays on one process, and
-# tests/conftest.py says which begin first.
+# Three at a time also on two cores, for much of a test is waiting; each file stays on one process, for what
+# its tests share, and tests/conftest.py says which begin first.
 test: install-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What needs a GPU: nccl, real devices, their memory. Skipped with the reason where there is none.
 test-gpu: install-dev
@@ -44,7 +44,7 @@ docs: install-docs
 # them at the end. CHAOS_SEED=7 makes other ones, CHAOS_KILLS=50 fewer random kills.
 chaos: install-peers
 	$(BIN)/python -m pytest -m "chaos or fault" -o timeout=3600 $(ARGS)
-	TUNER_EXAMPLES=40 $(BIN)/python -m pytest -o timeout=1800 tests/test_store_machine.py
+	TUNER_EXAMPLES=40 $(BIN)/python -m pytest -o timeout=1800 tests/test_store_machine.py tests/test_rank_schedules.py
 
 # Half an hour: whole studies on Tuner, Optuna and Ray Tune in turn, and the figures to reach; nothing else should
 # run meanwhile. ARGS="--quick" for a look, ARGS="--keep" for the README's table.

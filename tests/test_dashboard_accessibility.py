@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.browser import FLAGS, VIEWPORT, Viewer
+from tests.benchmarks.browser import FLAGS, PAINTED, VIEWPORT, Viewer
 from tests.benchmarks.pages import PAGES
 from tests.dashboard_data import fill
 from tests.dashboard_server import served
 
 pytestmark = pytest.mark.browser
+
+SHOWN = f"""marker => {{
+  const channels = getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor;
+  const [red] = channels.match(/\\d+/g).map(Number);
+  return (red > 127) === (marker.scheme === 'light') && ({PAINTED})(marker);
+}}"""
+"""Whether the page is painted, and in the theme that the browser asks for."""
 
 
 def test_no_page_has_a_serious_finding_in_either_theme(chromium: str, tmp_path: Path) -> None:
@@ -23,11 +30,14 @@ def test_no_page_has_a_serious_finding_in_either_theme(chromium: str, tmp_path: 
     found = []
     with sync_playwright() as playwright, served(url, tmp_path) as address:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        for scheme in ("light", "dark"):
-            page = browser.new_context(color_scheme=scheme, viewport=VIEWPORT).new_page()
-            for one in PAGES:
-                path = one.path.replace("study=bench", "study=main").replace("n=103", "n=3")
-                Viewer(page=page).open(address + path, dict(one.marker))
+        page = browser.new_context(viewport=VIEWPORT).new_page()
+        for one in PAGES:
+            path = one.path.replace("study=bench", "study=main").replace("n=103", "n=3")
+            page.emulate_media(color_scheme="light")
+            Viewer(page=page).open(address + path, dict(one.marker))
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                page.wait_for_function(SHOWN, arg=dict(one.marker, scheme=scheme))
                 for finding in Axe().run(page).response["violations"]:
                     if finding["impact"] in ("serious", "critical"):
                         nodes = [node["html"][:200] for node in finding["nodes"]]

@@ -172,17 +172,18 @@ def other_work(cluster: str) -> Iterator[Callable[[dict[str, float]], Any]]:
 
 
 def test_whole_devices_go_to_one_trial_at_a_time_and_are_recorded(bench: Bench) -> None:
-    trials = bench.run("holds", 9, together=3, resources=Resources(gpus=1))
-    assert [trial.state for trial in trials] == ["COMPLETE"] * 9
+    trials = bench.run("holds", 7, together=3, resources=Resources(gpus=1))
+    assert [trial.state for trial in trials] == ["COMPLETE"] * 7
     assert bench.most_at_once() == {"0": 1, "1": 1, "2": 1}
     seen = {line["trial"]: tuple(line["devices"]) for line in bench.lines()}
     assert {trial.number: devices_of(trial)[0] for trial in trials} == seen
 
 
-def test_fractions_share_a_device(bench: Bench) -> None:
-    trials = bench.run("holds", 8, together=6, resources=Resources(gpus=0.5))
-    assert [trial.state for trial in trials] == ["COMPLETE"] * 8
-    assert bench.most_at_once() == {"0": 2, "1": 2, "2": 2}
+def test_fractions_share_a_device(bench: Bench, other_work: Callable[[dict[str, float]], Any]) -> None:
+    other_work({"GPU": 1})
+    trials = bench.run("holds", 6, together=4, resources=Resources(gpus=0.5))
+    assert [trial.state for trial in trials] == ["COMPLETE"] * 6
+    assert list(bench.most_at_once().values()) == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -224,11 +225,14 @@ def test_without_a_healthy_device_the_run_ends_and_says_why(
     assert {trial.state for trial in bench.trials()} == {"RUNNING"}
 
 
-def test_a_trial_takes_the_first_alternative_that_is_free(bench: Bench) -> None:
+def test_a_trial_takes_the_first_alternative_that_is_free(
+    bench: Bench, other_work: Callable[[dict[str, float]], Any]
+) -> None:
+    other_work({"GPU": 2, "CPU": 3})
     either = [Resources(gpus=1), Resources(cpus=2, gpus=0)]
-    trials = bench.run("holds", 5, together=5, resources=either)
-    assert sorted(len(devices_of(trial)[0]) for trial in trials) == [0, 0, 1, 1, 1]
-    assert Counter(line["threads"] for line in bench.lines()) == {"1": 3, "2": 2}
+    trials = bench.run("holds", 3, together=3, resources=either)
+    assert sorted(len(devices_of(trial)[0]) for trial in trials) == [0, 0, 1]
+    assert Counter(line["threads"] for line in bench.lines()) == {"1": 1, "2": 2}
 
 
 def test_what_others_hold_is_not_waited_for_where_there_is_an_alternative(
@@ -242,15 +246,17 @@ def test_what_others_hold_is_not_waited_for_where_there_is_an_alternative(
 def test_resources_may_follow_from_the_parameters(bench: Bench) -> None:
     from optuna.distributions import IntDistribution
 
+    study = tuner.create_study("s", storage=bench.url, sampler="random", seed=1)
+    for cpus in (1, 3):
+        study.enqueue_trial({"cpus": cpus})
     trials = bench.run(
         "sized",
-        6,
+        2,
         space={"cpus": IntDistribution(1, 4)},
         resources=lambda params: Resources(cpus=params["cpus"], gpus=0),
     )
-    wanted = {trial.number: str(trial.params["cpus"]) for trial in trials}
-    assert {line["trial"]: line["threads"] for line in bench.lines()} == wanted
-    assert len(set(wanted.values())) > 1
+    assert [trial.params["cpus"] for trial in trials] == [1, 3]
+    assert {line["trial"]: line["threads"] for line in bench.lines()} == {0: "1", 1: "3"}
 
 
 def test_a_parameter_that_is_not_known_before_the_start_fails_the_trial_in_one_line(bench: Bench) -> None:
@@ -279,9 +285,9 @@ def test_an_elastic_trial_goes_on_with_another_world_size_from_its_checkpoint(be
     held: list[Any] = []
 
     def take_half() -> None:
-        """Once all four ranks have saved: wait in Ray's queue for half the cores, and kill a shell."""
+        """Once both ranks have saved: wait in Ray's queue for half the cores, and kill a shell."""
         deadline = time.monotonic() + 120
-        while len(list(bench.folder.glob("saved-*"))) < 4 and time.monotonic() < deadline:
+        while len(list(bench.folder.glob("saved-*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         held.append(placement_group([{"CPU": 4}]))
         shells = [row["Pid"] for row in state.actor_table(None).values() if row["State"] == "ALIVE"]
@@ -290,15 +296,14 @@ def test_an_elastic_trial_goes_on_with_another_world_size_from_its_checkpoint(be
     taker = threading.Thread(target=take_half)
     taker.start()
     try:
-        elastic = Resources(ranks=(1, 4), cpus=2, gpus=0)
+        elastic = Resources(ranks=(1, 2), cpus=4, gpus=0)
         retry = tuner.Retry(backoff=8.0)  # Ray may be slow to give the other work what came free
         (trial,) = bench.run("goes_on", 1, resources=elastic, retry=retry)
     finally:
         taker.join()
         remove_placement_group(held[0])
     assert [row.reason for row in trial.attempt_rows] == ["node_lost", "complete"]
-    assert trial.user_attrs["worlds"][0] == 4
-    assert trial.user_attrs["worlds"][1] < 4
+    assert trial.user_attrs["worlds"] == [2, 1]
     assert trial.attempt_rows[1].resumed_step == 0
 
 

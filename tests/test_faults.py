@@ -240,7 +240,7 @@ def test_a_killed_driver_loses_nothing_and_leaves_nothing(
         assert connection.execute(open_attempts).all() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.chaos), signal.SIGTERM])
 @pytest.mark.fault("24: a signal while Ray starts")
 def test_a_driver_that_is_ended_while_ray_starts_leaves_nothing(
     folder: Path, drive: Callable[[int], subprocess.Popen[str]], number: signal.Signals
@@ -258,7 +258,7 @@ def test_a_driver_that_is_ended_while_ray_starts_leaves_nothing(
     assert row.owner is None
 
 
-@pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+@pytest.mark.parametrize("server", [pytest.param("gcs_server", marks=pytest.mark.chaos), "raylet"])
 @pytest.mark.fault("32: the local Ray killed")
 def test_a_driver_whose_local_ray_is_killed_ends_in_one_line_and_all_goes_on_later(
     folder: Path, drive: Callable[[int], subprocess.Popen[str]], server: str

@@ -14,6 +14,7 @@ import pytest
 
 import tuner
 from storage import Database, reads
+from tests.local_cluster import local_cluster
 from tests.test_zygote import RUN, assignment, drain_until, until_ended
 from tuner.channel import Place
 from tuner.dispatch import nursery, working_folder
@@ -522,6 +523,13 @@ def test_where_the_drivers_folder_is_not_on_the_node_files_go_with_the_attempt(t
 # ----------------------------------------------------------------- as a whole
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_cluster():
+        yield
+
+
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_isolation_as_users_ask_for_it(
     isolation: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

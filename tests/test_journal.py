@@ -270,7 +270,7 @@ def kinds(database: Database) -> list[str]:
 
 
 def test_a_locked_sqlite_file_is_waited_for_without_losing_a_report(sqlite_url: str) -> None:
-    held = held_study(sqlite_url)
+    held = held_study(sqlite_url, timeout=1.0)
     study = optuna.Study("s", held.storage)
     trial = study.ask()
     other = Database(sqlite_url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import tuner
 from storage import Database, reads
+from tests.local_cluster import local_cluster
 from tuner.dispatch import memory
 from tuner.dispatch.memory import Node, verdict
 from tuner.outcome import Reason
@@ -81,10 +83,16 @@ def objective(trial):
         for step in range(size // 50):
             held.append(bytearray(os.urandom(1024)) * (50 * 1024))
             time.sleep(0.02)
-    else:
+    elif trial.user_attrs.get("stays"):
         time.sleep(6)
     return float(greedy)
 """
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_cluster():
+        yield
 
 
 def half(trial: optuna.trial.FrozenTrial, attempt: int) -> tuner.Again:
@@ -102,13 +110,14 @@ def half(trial: optuna.trial.FrozenTrial, attempt: int) -> tuner.Again:
     ids=["alone", "infeasible", "hook"],
 )
 @pytest.mark.fault("21: out of memory")
+@pytest.mark.usefixtures("cluster")
 def test_a_trial_that_takes_too_much_is_ended_alone_and_answered_as_was_asked(
     tmp_path: Path, sqlite_url: str, policy: Any, reasons: list[str], state: str
 ) -> None:
     (tmp_path / "hungry.py").write_text(HUNGRY)
     study = tuner.create_study("s", storage=sqlite_url, sampler="random", seed=1)
     for greedy in (False, True):
-        study.enqueue_trial({"greedy": greedy})
+        study.enqueue_trial({"greedy": greedy}, user_attrs={"stays": len(reasons) == 2})
     tuner.optimize(
         study,
         f"{tmp_path}/hungry.py:objective",

@@ -15,6 +15,7 @@ import torch
 
 import tuner
 from objectives import charlm, fashion
+from tests.local_cluster import local_cluster
 from tests.ranks import RankTrial, run_script, same
 
 FASHION = {"lr": 0.1, "channels": 8, "dropout": 0.2, "batch_size": 64}
@@ -265,7 +266,14 @@ def objective(trial):
 """
 
 
-@pytest.mark.parametrize("name", ["fashion", "charlm"])
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_cluster():
+        yield
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("name", [pytest.param("fashion", marks=pytest.mark.chaos), "charlm"])
 def test_a_killed_rank_costs_nothing_but_time(
     name: str, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from tuner.messages import Finished, decode
 from tuner.outcome import Outcome, Reason
 
 Run = Callable[[dict[str, Any]], dict[str, Any]]
+
+EXAMPLES = int(os.environ.get("TUNER_EXAMPLES", "12"))
+"""Schedules beside those that are written down; ``make chaos`` asks for more."""
 
 FATES = ("return", "raise", "SIGKILL", "SIGSTOP")
 CAUSES = {"raise": Reason.EXCEPTION, "SIGKILL": Reason.RANK_LOST, "SIGSTOP": Reason.RANK_LOST}
@@ -108,7 +112,7 @@ def verdicts(result: dict[str, Any]) -> dict[tuple[str, int], set[bool]]:
     return told
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @example({"ranks": [[["reduce"]], [["prune"]] * 30 + [["reduce"]]], "verdicts": [], "stop_at": None})
 @example(
     {

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import tuner
+from tests.chaos.cluster import standing_ray
+from tuner.cli import main
 from tuner.cli.app import _COMMANDS
 
 HOME = Path(__file__).parent.parent
@@ -29,8 +32,12 @@ COMMANDS = [
 ]
 
 
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+STARTS_RANKS = ("run", "resume", "doctor")
+
+
+def start(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **variables}
     return subprocess.run(
         shlex.split(command),
         cwd=folder,
@@ -42,8 +49,36 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.timeout(1200)  # some twenty commands, most of which start a Ray
-def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[str], tuple[int, str]]]:
+    """Runs a command in the folder: its exit code, and what it printed.
+
+    The first has a local Ray, as on the page; all after it share one of one core, which ``$RAY_ADDRESS``
+    names. Those of Tuner's that start no rank run in this process.
+    """
+    monkeypatch.chdir(tmp_path)
+    with standing_ray(cpus=1) as cluster:
+        shared: dict[str, str] = {}
+
+        def run(command: str) -> tuple[int, str]:
+            program, *words = shlex.split(command)
+            if program == "tuner" and words[0] not in STARTS_RANKS:
+                capfd.readouterr()
+                code = main(words)
+                return code, "".join(capfd.readouterr())
+            done = start(command, tmp_path, **shared)
+            shared["RAY_ADDRESS"] = cluster.address
+            return done.returncode, done.stdout + done.stderr
+
+        yield run
+
+
+@pytest.mark.timeout(1200)  # some twenty commands, of which several start ranks
+def test_every_command_runs_in_the_order_of_the_page(
+    tmp_path: Path, run: Callable[[str], tuple[int, str]]
+) -> None:
     for language, body in BLOCKS:
         if language == "python":
             name = body.splitlines()[0].removeprefix("# ")
@@ -51,11 +86,11 @@ def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
     for command in COMMANDS:
         if command.startswith("make ") or command == "tuner dashboard":
             continue
-        done = run(command, tmp_path)
+        code, said = run(command)
         wanted = 1 if command.startswith("tuner stop") else 0  # nothing runs: it says so
-        assert done.returncode == wanted, f"$ {command}\n{done.stdout}{done.stderr}"
-        assert "Traceback" not in done.stdout + done.stderr
-    status = run("tuner status digits --json", tmp_path).stdout
+        assert code == wanted, f"$ {command}\n{said}"
+        assert "Traceback" not in said
+    _, status = run("tuner status digits --json")
     assert '"digits"' in status
     best = tuner.best_checkpoint(tuner.load_study("digits", storage=f"sqlite:///{tmp_path}/tuner.db"))
     torch.nn.Linear(64, 10).load_state_dict(best.state["network"])  # as the page says
@@ -63,7 +98,7 @@ def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith("make ")])
 def test_each_make_target_is_there(command: str) -> None:
-    done = run(f"make --dry-run --always-make --no-print-directory {command.split()[1]}", HOME)
+    done = start(f"make --dry-run --always-make --no-print-directory {command.split()[1]}", HOME)
     assert done.returncode == 0, done.stderr
 
 

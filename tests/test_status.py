@@ -14,7 +14,7 @@ import pytest
 import storage
 import tuner
 from storage import studies
-from tests.test_cli import OBJECTIVES
+from tests.cli_data import OBJECTIVES
 from tuner.cli import main
 from tuner.cli import status as module
 from tuner.cli.source import known_study

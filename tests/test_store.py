@@ -16,8 +16,10 @@ from storage.held import Ending
 from storage.writes import AddEvent, Claim, EndAttempt
 
 
-def held_study(url: str, name: str = "s", directions: tuple[str, ...] = ("minimize",)) -> HeldStudy:
-    database = Database(url)
+def held_study(
+    url: str, name: str = "s", directions: tuple[str, ...] = ("minimize",), timeout: float = 30.0
+) -> HeldStudy:
+    database = Database(url, timeout=timeout)
     record = studies.create(database, name, directions, seed=1, sampler="tpe", pruner=None)
     record = record or studies.find(database, name)
     assert record is not None

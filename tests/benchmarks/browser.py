@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FLAGS", "VIEWPORT", "Loaded", "Viewer", "viewer"]
+__all__ = ["FLAGS", "PAINTED", "VIEWPORT", "Loaded", "Viewer", "viewer"]
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

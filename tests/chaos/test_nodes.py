@@ -13,6 +13,8 @@ from tests.chaos.cluster import StandingRay, standing_ray
 from tests.chaos.observer import details, events, groups_left, left_behind, steps_done, steps_run
 from tests.chaos.programs import Program, until
 
+pytestmark = pytest.mark.chaos
+
 Train = Callable[..., Program]
 
 
@@ -76,7 +78,6 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_uncharged(
     assert set(steps_run(tmp_path).values()) == {1}, "it did not save before it left"
 
 
-@pytest.mark.chaos
 @pytest.mark.fault("32: the head of a cluster killed")
 def test_a_cluster_whose_head_is_killed_is_left_and_another_one_resumes(
     cluster: StandingRay, train: Train, tmp_path: Path, sqlite_url: str

@@ -65,6 +65,7 @@ def test_a_killed_driver_costs_no_step_and_the_next_one_adopts_what_runs(
     assert groups_left(cluster.address, sqlite_url) == []
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("driver killed, trial ends without one")
 def test_a_trial_that_ends_without_a_driver_is_told_by_the_next_one(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
@@ -81,6 +82,7 @@ def test_a_trial_that_ends_without_a_driver_is_told_by_the_next_one(
     assert groups_left(cluster.address, sqlite_url) == []
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("driver killed, nobody adopts")
 def test_groups_that_nobody_adopts_end_themselves_and_their_last_words_count(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str
@@ -105,6 +107,7 @@ def test_groups_that_nobody_adopts_end_themselves_and_their_last_words_count(
         assert [step for step, _ in trial.curve] == list(range(STEPS))
 
 
+@pytest.mark.chaos
 @pytest.mark.fault("9: zombie driver on a standing cluster")
 def test_a_driver_that_wakes_up_too_late_harms_nothing(
     cluster: StandingRay, drive: Drive, tmp_path: Path, sqlite_url: str

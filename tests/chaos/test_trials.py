@@ -21,6 +21,8 @@ from tests.chaos.observer import details, events, steps_done, steps_run, trainin
 from tests.chaos.programs import Program, until
 from tests.chaos.training import AT, EVERY
 
+pytestmark = pytest.mark.chaos
+
 STEPS, PACE = 20, 0.05
 Drive = Callable[..., Program]
 Note = Callable[..., None]
@@ -65,11 +67,7 @@ HUNG = {
 
 
 @pytest.mark.fault("1 to 3, 18: ranks that end or hang, all at once")
-@pytest.mark.parametrize(
-    ("faults", "stall"),
-    [(KILLED, 30), pytest.param(HUNG, 4, marks=pytest.mark.chaos)],
-    ids=["killed", "hung"],
-)
+@pytest.mark.parametrize(("faults", "stall"), [(KILLED, 30), (HUNG, 4)], ids=["killed", "hung"])
 def test_a_rank_that_ends_or_hangs_is_answered_with_a_retry_from_its_checkpoint(
     drive: Drive, tmp_path: Path, sqlite_url: str, recovered: Note, faults: dict[int, Any], stall: int
 ) -> None:
@@ -112,7 +110,6 @@ def _is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.chaos
 def test_a_trial_that_takes_too_long_and_never_reports_is_killed(
     drive: Drive, tmp_path: Path, sqlite_url: str, recovered: Note
 ) -> None:
@@ -132,7 +129,6 @@ def test_a_trial_that_takes_too_long_and_never_reports_is_killed(
         assert row.log_tail is not None
 
 
-@pytest.mark.chaos
 def test_a_torn_checkpoint_is_refused_and_the_one_before_it_used(
     drive: Drive, tmp_path: Path, sqlite_url: str, recovered: Note
 ) -> None:
@@ -188,7 +184,6 @@ def test_a_full_disk_fails_no_trial_and_its_checkpoints_stay_valid(
     recovered("14: the disk is full", None, sum(run[0, step] - 1 for step in range(60)))
 
 
-@pytest.mark.chaos
 def test_when_the_last_worker_dies_the_driver_still_acts(
     drive: Drive, tmp_path: Path, sqlite_url: str, recovered: Note
 ) -> None:
