@@ -530,6 +530,7 @@ class Group:
                 attempt.endings.append(ending)
                 if message.device is not None:
                     self._broken = True  # the device is given back, and not used again
+                    self.recall()
                     self._owner.device_failed(self, rank, message.device, message.outcome.message)
             elif not attempt.decided:
                 self._owner.deliver(attempt.assignment, rank, attempt.delivered[rank], message)
