@@ -47,6 +47,9 @@ if __name__ == "__main__":
 """
 
 
+BUDGET = 3000  # trials: of some hundred a second, enough that a run has not ended before it is interrupted
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "objective.py").write_text(SPACE)
@@ -167,19 +170,19 @@ def test_an_interrupted_and_a_killed_run_go_on_to_the_exact_budget(folder: Path)
         return lambda: list(states(folder).values()).count("COMPLETE") >= number
 
     tuner.create_study("s", storage=f"sqlite:///{folder}/t.db", sampler="random", seed=1)
-    driver = drive(folder, 400)
+    driver = drive(folder, BUDGET)
     wait_for(over(40), 90, "40 trials")
     driver.send_signal(signal.SIGINT)
     assert driver.wait(timeout=60) == 130
     before = states(folder)
-    driver = drive(folder, 400)
+    driver = drive(folder, BUDGET)
     wait_for(over(len(before) + 40), 90, "40 more")
     driver.kill()
     driver.wait(timeout=30)
     killed, known = states(folder), attempts(folder)
-    optimize(tuner.load_study("s", storage=f"sqlite:///{folder}/t.db"), folder, 400)
+    optimize(tuner.load_study("s", storage=f"sqlite:///{folder}/t.db"), folder, BUDGET)
     found = states(folder)
-    assert found == dict.fromkeys(range(400), "COMPLETE")
+    assert found == dict.fromkeys(range(BUDGET), "COMPLETE")
     ended = {number: last for number, last in attempts(folder).items() if known.get(number) == last}
     assert set(ended) >= {number for number, state in killed.items() if state == "COMPLETE"}
     assert all(attempts(folder)[number] == 1 for number, state in before.items() if state == "COMPLETE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -125,6 +126,28 @@ def test_a_shell_starts_its_own_where_the_one_that_waited_has_died(file: Path) -
         shell.shutdown(1)
         ahead.end()
     assert marked(run) == []
+
+
+def test_a_zygote_is_started_by_one_that_has_many_files_open(file: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 4096:
+        pytest.skip("this system allows no process 4096 files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(4096, limits[0]), limits[1]))
+    run = f"{RUN}-many"
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        ahead = Ahead(run, 1, ())
+        shell = Shell(run, cpus=1, hide_gpus=True, preload=(), folder=ahead.folder)
+        try:
+            shell.start([assignment(file, "tells", run=run)], Place())
+            assert until_ended(shell).reason == Reason.COMPLETE
+        finally:
+            shell.shutdown(1)
+            ahead.end()
+    finally:
+        for number in many:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_zygote_ends_with_the_driver_that_has_no_shell_for_it() -> None:

@@ -59,6 +59,7 @@ from tuner.processes import kill_tree, marked, sweep
 __all__ = ["WITHOUT_DRIVER", "Batch", "Begun", "Leaving", "Shell", "StaleEpoch", "Standing"]
 
 PACE = 0.25  # seconds between drains that carry no question and no end
+GOING = 0.02  # seconds that a drain waits for the end of a process that has said its last word
 OUTBOX = 100_000  # messages that wait for their commit; above it the child's reports wait
 UNANSWERED = 5.0  # seconds without a driver after which should_prune gets False
 # seconds without a driver after which a shell ends itself; the tests of it make it short everywhere
@@ -281,6 +282,8 @@ class Shell:
                 lambda: self._ended or self._outbox.last > seen, timeout=max(0.0, timeout - PACE)
             )
             self._quiet = False
+            if self._finished and self._is_last():  # its process is about to go: one call less
+                self._changed.wait_for(lambda: self._ended, timeout=GOING)
             self._heard = time.monotonic()
             return self._batch(seen)
 

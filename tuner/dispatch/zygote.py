@@ -92,7 +92,9 @@ def main() -> None:
         os._exit(0)
     with contextlib.suppress(OSError):  # Ray's workers are nice; a training need not be, nor its imports
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-    given = socket.socket(fileno=int(sys.argv[1]))
+    number = int(sys.argv[1])
+    given = socket.socket(fileno=os.dup(number))  # select takes none above 1023: who started us may have many
+    os.close(number)
     preload, later = ["optuna", "tuner.worker", *sys.argv[3:]], []
     if any(name.partition(".")[0] == "torch" for name in sys.argv[3:]):
         preload, later = ["torch", *preload], [*_LATER]
