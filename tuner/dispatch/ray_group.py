@@ -335,9 +335,14 @@ class Group:
         return True
 
     def recall(self) -> None:
-        """Begin no further attempt of the series: the executor gets back those that have not begun."""
-        if self._attempt is not None and self._attempt.behind and not self._attempt.recalled:
-            self._attempt.recalled = True
+        """Begin no further attempt of the series: the executor gets back those that have not begun.
+
+        Calls of a shell may pass each other: only once it is known to have this series, which
+        :meth:`keep_time` waits for, does its answer speak of this one.
+        """
+        attempt = self._attempt
+        if attempt is not None and attempt.behind and attempt.placed and not attempt.recalled:
+            attempt.recalled = True
             ref = self._shells[0].recall.remote(self._epoch)
             self._owner.watch(ref, self._bound(self._on_recalled, 0))
 
@@ -361,8 +366,9 @@ class Group:
             if now - attempt.draining_since[rank] > SILENT:
                 self._lose(attempt, rank, "is lost: its shell does not answer", cut_off=True)
         self._end_overdue(attempt, now)
-        if attempt.behind and now - attempt.began > LONG:
-            self.recall()  # it is not that short: those behind it had better go elsewhere
+        is_long = now - attempt.began > LONG  # those behind it had better go elsewhere
+        if is_long or attempt.unwanted or attempt.asked is not None or self._broken:
+            self.recall()
 
     def waits_since(self, now: float) -> float:
         """Seconds that it has waited for its resources; 0 once it has them."""

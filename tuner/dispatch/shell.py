@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -242,14 +242,7 @@ class Shell:
         if not self._nursery.fork(seen, place):
             self._conclude(child, Outcome(reason=Reason.RANK_LOST, message="did not start in time"))
         pid = self._nursery.pid
-        placed = RankInfo(
-            rank=place.rank,
-            host=socket.gethostname(),
-            node=self._node,
-            pid=pid,
-            devices=place.devices,
-            process=owner.identity(self._run, pid),
-        )
+        placed = self._placed_as(pid, owner.identity(self._run, pid))
         with self._changed:
             self._heard = time.monotonic()
             self._placed = self._placed or placed
@@ -387,16 +380,19 @@ class Shell:
         self._assignment, self._finished, self._verdict = self._series[turn.at], False, None
         if turn.at:
             self._nursery.pid = turn.pid
-        self._placed = RankInfo(
+        self._placed = self._placed_as(turn.pid, turn.process)
+        self._began, self._printed = time.monotonic(), ""
+        self._changed.notify_all()
+
+    def _placed_as(self, pid: int, process: Mapping[str, str | int]) -> RankInfo:
+        return RankInfo(
             rank=self._place.rank,
             host=socket.gethostname(),
             node=self._node,
-            pid=turn.pid,
+            pid=pid,
             devices=self._place.devices,
-            process=turn.process,
+            process=process,
         )
-        self._began, self._printed = time.monotonic(), ""
-        self._changed.notify_all()
 
     def _is_last(self) -> bool:
         """Whether nothing follows the attempt that runs. The caller holds the lock."""
