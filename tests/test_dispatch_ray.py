@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -335,6 +336,33 @@ def test_a_driver_that_was_stopped_for_long_loses_no_rank(
     assert not any(isinstance(message, Ended) for message in pair.messages(9))
     pair.executor.kill(9, Reason.STOPPED, "enough")
     pair.until_released(9)
+
+
+def test_lines_that_break_in_the_middle_of_a_trial_lose_nothing(
+    pair: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.start("waits_apart", 20)
+    pair.until_reported(20)
+    (group,) = pair.executor._groups
+    deadline = time.monotonic() + 20
+    while not all(line.is_made for line in group._lines):
+        assert time.monotonic() < deadline
+        pair.executor.poll(0.1)
+    pair.executor.kill(20, Reason.STOPPED, "enough")
+    pair.until_released(20)
+
+    def sever(envelope: Envelope) -> None:
+        pair.sink(envelope)
+        if isinstance(envelope.message, Report) and envelope.message.step == 1:
+            for line in group._lines:
+                line._socket.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(pair.executor, "_sink", sever)
+    assert pair.run("trains", 21) == Outcome(reason=Reason.COMPLETE, values=(6.0,))
+    assert [one.step for one in pair.messages(21) if isinstance(one, Report)] == [0, 1, 2]
+    assert not any(line.is_made for line in group._lines)
+    monkeypatch.undo()
+    assert pair.run("trains", 22).reason is Reason.COMPLETE, "by Ray"
 
 
 def test_when_a_shell_dies_the_rank_is_lost_and_a_new_group_takes_the_next_trial(

@@ -183,6 +183,23 @@ def test_a_question_is_answered_and_the_outcome_is_the_last_message(shell: Shell
     assert is_gone(info.pid)
 
 
+def test_a_start_that_is_repeated_forks_no_second_child(shell: Shell, file: Path) -> None:
+    given = [assignment(file, "quadratic")]
+    placed = shell.start_again(given, Place()).placed  # the first did not come
+    assert shell.start_again(given, Place()).placed == placed
+    messages, _ = drain_until(shell, lambda message: isinstance(message, Question))
+    shell.drain(0, 1, [Answer(id=question_of(messages).id, value=0.5)], 0)
+    assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(0.25,))
+    begun = shell.start_again(given, Place())
+    assert begun.placed == placed
+    assert begun.batch.ended
+
+
+def question_of(messages: list[Message]) -> Question:
+    (question,) = [message for message in messages if isinstance(message, Question)]
+    return question
+
+
 def test_a_drain_repeats_what_is_not_acknowledged_and_forgets_what_is(shell: Shell, file: Path) -> None:
     shell.start([assignment(file, "reports")], Place())
     until_ended(shell)

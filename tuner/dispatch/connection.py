@@ -100,6 +100,14 @@ class Connection:
         """The cluster ends with this run."""
         return self._local is not None
 
+    def line_host(self) -> str | None:
+        """The address of this host that shells may call; None where all that passes is to be encrypted."""
+        if self.is_local:
+            return "127.0.0.1"
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return None
+        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
     @property
     def is_dead(self) -> bool:
         """The local Ray was killed."""

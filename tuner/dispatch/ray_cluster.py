@@ -20,6 +20,7 @@ from tuner.dispatch.base import Adopted, Cluster, Executor, Sink
 from tuner.dispatch.capacity import Nodes, described, fits, more, remaining, rest, shortage
 from tuner.dispatch.connection import Connection
 from tuner.dispatch.devices import twice
+from tuner.dispatch.exchange import Exchange
 from tuner.dispatch.probe import lacking, probe
 from tuner.dispatch.ray_group import GROUP, Group, Shape, cause
 from tuner.dispatch.set_aside import SetAside
@@ -70,8 +71,8 @@ class RayExecutor(Executor):
         self._groups: list[Group] = []
         self._parting: list[Group] = []
         self._waiting: deque[Assignment] = deque()
-        self._refs: dict[Any, Callable[[Any], None]] = {}
-        self._aside = SetAside(self.watch)
+        self.exchange = Exchange()
+        self._aside = SetAside(self.exchange.watch)
         self._nodes: dict[str, dict[str, float]] = {}
         self._configured: Nodes = ()
         self._starting: dict[Group, int] = {}  # for which attempt that waits
@@ -93,6 +94,8 @@ class RayExecutor(Executor):
         if resources and self._connection.starts_ray:
             self._ahead = ahead.taken(run) or ahead.start_group(run, resources[0], self._preload)
         self._connection.open(run)
+        if (host := self._connection.line_host()) is not None:
+            self.exchange.listen(host)
         self._nodes = nodes.alive()
         self._configured = nodes.configured()
         ever = self._ever()
@@ -204,24 +207,10 @@ class RayExecutor(Executor):
     def poll(self, timeout: float) -> None:
         if self._connection.is_dead:
             raise ClusterUnavailable("the local Ray was killed; what ran goes on when the study is resumed")
-        self._handle(timeout)
+        self.exchange.wait(timeout)
         if self._superseded is not None:
             raise StudyHeld(f"another driver has taken over ({cause(self._superseded)}); this one ends")
         self._keep_time()
-
-    def _handle(self, timeout: float) -> None:
-        """Call the handlers of what has arrived."""
-        if not self._refs:
-            time.sleep(timeout)
-            return
-        refs = list(self._refs)
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        if not ready:
-            ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
-        for ref in ready:
-            handler = self._refs.pop(ref, None)
-            if handler is not None:
-                handler(_result(ref))
 
     def answer(self, number: int, rank: int, answer: Answer) -> None:
         for group in self._of(number):
@@ -257,26 +246,21 @@ class RayExecutor(Executor):
     def close(self) -> None:
         self._closed.set()
         self._waiting.clear()
-        self._refs.clear()
         if ray.is_initialized() and not self._connection.is_dead:
             self._aside.close()
             for group in [*self._groups]:
                 self._part(group)
             deadline = time.monotonic() + 5
             while self._parting and time.monotonic() < deadline:
-                self._handle(0.1)
+                self.exchange.wait(0.1)
                 self._parting = [group for group in self._parting if not group.finish_parting()]
         self._groups.clear()
         self._parting.clear()
-        self._refs.clear()
+        self.exchange.close()
         self._end_ahead()
         self._connection.close()
 
     # ------------------------------------------------------------------ for groups
-
-    def watch(self, ref: Any, handler: Callable[[Any], None]) -> None:
-        """See :class:`tuner.dispatch.ray_group.Owner`."""
-        self._refs[ref] = handler
 
     def deliver(self, assignment: Assignment, rank: int, seq: int, message: Message) -> None:
         """See :class:`tuner.dispatch.ray_group.Owner`."""

@@ -30,6 +30,7 @@ from tuner.assignment import Assignment
 from tuner.channel import Place
 from tuner.dispatch import packages, standing, working_folder
 from tuner.dispatch.devices import Held
+from tuner.dispatch.exchange import Exchange, Line
 from tuner.dispatch.group import RankEnding, decide
 from tuner.dispatch.set_aside import assigned_devices
 from tuner.dispatch.shell import PACE, WITHOUT_DRIVER, Batch, Begun, Shell, StaleEpoch, Standing
@@ -88,8 +89,7 @@ class Shape:
 class Owner(Protocol):
     """What a group needs of its executor."""
 
-    def watch(self, ref: Any, handler: Callable[[Any], None]) -> None:
-        """Call ``handler`` with the result of ``ref``, or with its error."""
+    exchange: Exchange
 
     def deliver(self, assignment: Assignment, rank: int, seq: int, message: Message) -> None:
         """Hand a message to the driver."""
@@ -191,6 +191,7 @@ class Group:
         self._epoch = epoch
         self._placement = placement
         self._shells = shells
+        self._lines = [Line(owner.exchange, shell) for shell in shells]
         self._made_at = self._looked_at = time.monotonic()
         self._broken = self._stale = False
         self._infos: dict[int, dict[str, Any]] = {}
@@ -212,7 +213,7 @@ class Group:
         shells = [_actor(shape, placement, rank) for rank in range(shape.ranks)]
         group = cls(owner, shape, epoch, placement, shells)
         for rank, shell in enumerate(shells):
-            owner.watch(shell.ready.remote(), functools.partial(group._on_ready, rank))
+            owner.exchange.watch(shell.ready.remote(), functools.partial(group._on_ready, rank))
         return group
 
     @classmethod
@@ -229,6 +230,7 @@ class Group:
         attempt.placed = {rank: state.placed for rank, state in states.items() if state.placed is not None}
         for rank in range(shape.ranks):
             group._drain(attempt, rank)
+        group._offer_lines()
         return group
 
     @property
@@ -292,7 +294,7 @@ class Group:
         def start(attempt: _Attempt, rank: int, port: int) -> None:
             self._start_ranks(attempt, host, port)
 
-        self._owner.watch(self._shells[0].listen.remote(self._epoch, host), self._bound(start, 0))
+        self._lines[0].call("listen", self._epoch, host, then=self._bound(start, 0))
 
     def committed(self, rank: int, seq: int) -> None:
         """The next drain of the rank may forget messages up to ``seq``."""
@@ -307,15 +309,15 @@ class Group:
         if self._attempt.delivering == rank:
             self._attempt.answers.append(answer)
         else:
-            self._shells[rank].reply.remote(self._epoch, [answer])
+            self._lines[rank].call("reply", self._epoch, [answer])
 
     def stop(self, outcome: Outcome, grace: float) -> None:
         """Ask all ranks to stop; end them after the grace."""
         if self._attempt is not None:
             self._attempt.asked = self._attempt.asked or outcome
             self.recall()
-            for shell in self._shells:
-                shell.stop.remote(self._epoch, self._attempt.assignment.number)
+            for line in self._lines:
+                line.call("stop", self._epoch, self._attempt.assignment.number)
             self._shorten(self._attempt, grace)
 
     def kill(self, outcome: Outcome) -> None:
@@ -343,8 +345,7 @@ class Group:
         attempt = self._attempt
         if attempt is not None and attempt.behind and attempt.placed and not attempt.recalled:
             attempt.recalled = True
-            ref = self._shells[0].recall.remote(self._epoch)
-            self._owner.watch(ref, self._bound(self._on_recalled, 0))
+            self._lines[0].call("recall", self._epoch, then=self._bound(self._on_recalled, 0))
 
     def keep_time(self, now: float) -> None:
         """End what is past its deadline, and take shells that do not answer for dead.
@@ -385,9 +386,12 @@ class Group:
         return {info["node"] for info in self._infos.values()}
 
     def ping(self) -> None:
-        """Say that the driver lives. Called from a thread of its own."""
-        for shell in self._shells:
-            shell.ping.remote(self._epoch)
+        """Say that the driver lives, and hear whether Ray knows that a shell does not. Called from a
+        thread of its own.
+        """
+        for rank, shell in enumerate(self._shells):
+            handler = functools.partial(self._on_ping, rank)
+            self._owner.exchange.watch(shell.ping.remote(self._epoch), handler)
 
     def part(self) -> None:
         """Let the shells end and clean up; :meth:`finish_parting` then gives the resources back."""
@@ -395,8 +399,9 @@ class Group:
         self._attempt, self.idle_since = None, None
         self._parting = set(range(len(self._shells)))
         for rank, shell in enumerate(self._shells):
+            self._lines[rank].close()
             handler = functools.partial(self._on_parted, rank)
-            self._owner.watch(shell.shutdown.remote(self._epoch), handler)
+            self._owner.exchange.watch(shell.shutdown.remote(self._epoch), handler)
 
     def finish_parting(self) -> bool:
         """Give the resources back, if the shells have ended or had their time; whether it is gone.
@@ -435,12 +440,25 @@ class Group:
 
         return handle
 
+    def _on_ping(self, rank: int, result: Any) -> None:
+        if isinstance(result, Exception):
+            self._bound(lambda attempt, rank, result: None, rank)(result)
+
+    def _offer_lines(self) -> None:
+        """Have the shells call the driver, so that what follows need not go by Ray."""
+        for line, shell in zip(self._lines, self._shells, strict=True):
+            if (offer := self._owner.exchange.offer(line)) is not None:
+                shell.connect.remote(self._epoch, offer)
+
     def _on_ready(self, rank: int, result: Any) -> None:
+        if self._part_by is not None:
+            return
         if isinstance(result, Exception):
             self._owner.broke(self, cause(result))
             return
         self._infos[rank] = result
         if self.is_ready and self._owner.ready(self):
+            self._offer_lines()
             self.idle_since = time.monotonic()
             self._owner.became_idle(self)
 
@@ -449,7 +467,7 @@ class Group:
         before: dict[str, int] = {}
         home = attempt.assignment.folder
         folders: dict[str, str] = {}  # by node: of the shell of its first rank
-        for rank, shell in enumerate(self._shells):
+        for rank, line in enumerate(self._lines):
             node = self._infos[rank]["node"]
             local = before.get(node, 0)
             before[node] = local + 1
@@ -466,8 +484,8 @@ class Group:
             )
             eager = 0.0 if self.shape.ranks > 1 else PACE if attempt.behind else AT_ONCE
             series = (attempt.assignment, *attempt.behind)
-            ref = shell.start.remote(series, place, eager)
-            self._owner.watch(ref, self._bound(self._on_started, rank))
+            then = self._bound(self._on_started, rank)
+            line.call("start", series, place, eager, then=then, again="start_again")
 
     def _on_started(self, attempt: _Attempt, rank: int, begun: Begun) -> None:
         attempt.placed[rank] = begun.placed
@@ -514,9 +532,9 @@ class Group:
             return
         answers, attempt.answers = attempt.answers, []
         after, seen = attempt.acknowledged.get(rank, 0), attempt.delivered.get(rank, 0)
-        ref = self._shells[rank].drain.remote(after, self._epoch, answers, DRAIN, seen)
         attempt.draining_since[rank] = time.monotonic()
-        self._owner.watch(ref, self._bound(self._on_batch, rank))
+        then = self._bound(self._on_batch, rank)
+        self._lines[rank].call("drain", after, self._epoch, answers, DRAIN, seen, then=then)
 
     def _on_batch(self, attempt: _Attempt, rank: int, batch: Batch) -> None:
         attempt.draining_since.pop(rank, None)
@@ -624,9 +642,9 @@ class Group:
     def _end_overdue(self, attempt: _Attempt, now: float) -> None:
         if attempt.deadline is not None and now >= attempt.deadline:
             attempt.deadline = now + AGAIN
-            for rank, shell in enumerate(self._shells):
+            for rank, line in enumerate(self._lines):
                 if rank not in attempt.gone:
-                    shell.kill.remote(self._epoch, attempt.assignment.number)
+                    line.call("kill", self._epoch, attempt.assignment.number)
 
     def _shorten(self, attempt: _Attempt, seconds: float) -> None:
         moment = time.monotonic() + seconds

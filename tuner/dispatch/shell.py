@@ -32,6 +32,7 @@ from tuner.assignment import Assignment
 from tuner.channel import Place
 from tuner.dispatch import memory, packages, working_folder
 from tuner.dispatch.group import exit_outcome
+from tuner.dispatch.line import Offer, ring, serve
 from tuner.dispatch.nursery import Nursery, hang_up
 from tuner.dispatch.outbox import Outbox
 from tuner.dispatch.pipe import STOP, answer_line, lines
@@ -142,6 +143,7 @@ class Shell:
         shared = self._shared.path if self._shared is not None else ""
         self._environment = environment(run, self._folder.name, cpus, hide_gpus, shared)
         self._changed = threading.Condition()
+        self._starting = threading.Lock()
         self._outbox = Outbox()
         self._series: Sequence[Assignment] = ()
         self._assignment: Assignment | None = None  # the one of the series that runs
@@ -200,6 +202,14 @@ class Shell:
                 seconds=time.monotonic() - self._began,
             )
 
+    def connect(self, epoch: int, offer: Offer) -> bool:
+        """Take calls of this driver past Ray too; whether that can be had."""
+        self._check(epoch)
+        if (line := ring(offer)) is None:
+            return False
+        serve(line, self)
+        return True
+
     def ping(self, epoch: int) -> None:
         """The driver lives."""
         self._check(epoch)
@@ -220,14 +230,36 @@ class Shell:
         Raises:
             StaleEpoch: the caller was taken over.
         """
-        assignment = series[0]
-        self._check(assignment.epoch)
+        self._check(series[0].epoch)
+        with self._starting:
+            self._fork(series, place)
+        return self._begun(timeout)
+
+    def start_again(self, series: Sequence[Assignment], place: Place, timeout: float = 0.0) -> Begun:
+        """As :meth:`start`, of which nobody knows whether it came: it forks no second child."""
+        self._check(series[0].epoch)
+        with self._starting:
+            if not self._series or _key(self._series[0]) != _key(series[0]):
+                self._fork(series, place)
+        return self._begun(timeout)
+
+    def _begun(self, timeout: float) -> Begun:
+        with self._changed:
+            self._heard = time.monotonic()
+            asks = self._changed.wait_for(
+                lambda: self._ended or (self._flush and not self._finished), timeout=timeout
+            )
+            batch = self._batch(0) if asks or self._flush else Batch()
+            assert self._placed is not None
+            return Begun(placed=self._placed, batch=batch)
+
+    def _fork(self, series: Sequence[Assignment], place: Place) -> None:
         if self._place.world_size > 1:
             self._collect()  # again: another rank of the attempt before may have outlived this one's
         child = self._nursery.prepare()
         with self._changed:
             self._outbox = Outbox()
-            self._series, self._assignment, self._turned = series, assignment, 0
+            self._series, self._assignment, self._turned = series, series[0], 0
             self._placed, self._verdict, self._killed = None, None, None
             self._place = place
             self._ended = self._finished = self._flush = False
@@ -244,13 +276,7 @@ class Shell:
         pid = self._nursery.pid
         placed = self._placed_as(pid, owner.identity(self._run, pid))
         with self._changed:
-            self._heard = time.monotonic()
             self._placed = self._placed or placed
-            asks = self._changed.wait_for(
-                lambda: self._ended or (self._flush and not self._finished), timeout=timeout
-            )
-            batch = self._batch(0) if asks or self._flush else Batch()
-        return Begun(placed=placed, batch=batch)
 
     def drain(
         self, after: int, epoch: int, answers: Sequence[Answer], timeout: float, seen: int = 0
@@ -572,6 +598,10 @@ class Shell:
             if self._verdict is not None:
                 self._kill()
         return node.is_filling or (limit is not None and used > limit / 2)
+
+
+def _key(assignment: Assignment) -> tuple[int, int, int]:
+    return assignment.number, assignment.attempt, assignment.epoch
 
 
 def _with_tail(message: Finished, tail: str) -> str:

@@ -1,0 +1,240 @@
+"""Where a driver waits for its shells: lines to them (:mod:`tuner.dispatch.line`), and what Ray answers."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from tuner.dispatch.line import CHUNK, Frames, Offer, accept, frame
+
+__all__ = ["Exchange", "Line"]
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Any], None]
+STRANGERS = 64  # connections at once that have not proved yet that they know a key
+
+
+class Exchange:
+    """Calls handlers with what arrives, in the thread that calls :meth:`wait`."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._rope = socket.socketpair()
+        for end in (self._bell, self._rope):
+            end.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ, self._rung)
+        self._arrived: deque[tuple[Handler, Any]] = deque()
+        self._door: socket.socket | None = None
+        self._host = ""
+        self._awaited: dict[bytes, Line] = {}
+        self._keys: dict[bytes, bytes] = {}
+        self._strangers = threading.BoundedSemaphore(STRANGERS)
+
+    def listen(self, host: str) -> None:
+        """Wait for shells at an address of this host; without one, all calls go by Ray."""
+        try:
+            self._door = socket.create_server((host, 0), backlog=STRANGERS)
+        except OSError as error:
+            log.info("no lines to shells: nothing can listen at %s (%s)", host, error)
+            return
+        self._host = host
+        self._door.setblocking(False)
+        self._selector.register(self._door, selectors.EVENT_READ, self._knocked)
+
+    def close(self) -> None:
+        """Forget all that was waited for. Can be called twice."""
+        self._arrived.clear()
+        self._keys.clear()
+        self._selector.close()
+        for end in (self._bell, self._rope, self._door):
+            if end is not None:
+                end.close()
+
+    def offer(self, line: Line) -> Offer | None:
+        """What its shell needs to know for a line; None where there is none to be had."""
+        if self._door is None:
+            return None
+        name, key = os.urandom(16), os.urandom(32)
+        self._awaited[name], self._keys[name] = line, key
+        return Offer(host=self._host, port=self._door.getsockname()[1], name=name, key=key)
+
+    def watch(self, ref: Any, handler: Handler) -> None:
+        """Call the handler with the result of a call by Ray, or with its error. From any thread."""
+
+        def done(future: Any) -> None:
+            self.put(handler, future.exception() or future.result())
+
+        ref.future().add_done_callback(done)
+
+    def put(self, handler: Handler, value: Any) -> None:
+        """Call the handler soon. From any thread."""
+        self._arrived.append((handler, value))
+        with contextlib.suppress(OSError):  # it is to wake already, or is closed
+            self._rope.send(b".")
+
+    def wait(self, timeout: float) -> None:
+        """Call the handlers of all that has arrived; wait at most so many seconds for the first."""
+        for key, events in self._selector.select(0 if self._arrived else timeout):
+            key.data(events)
+        for _ in range(len(self._arrived)):
+            if self._arrived:  # a handler may have closed this
+                handler, value = self._arrived.popleft()
+                handler(value)
+
+    def register(self, line: socket.socket, events: int, handler: Callable[[int], None]) -> None:
+        """Call the handler when the socket can be read, or written."""
+        try:
+            self._selector.modify(line, events, handler)
+        except KeyError:
+            self._selector.register(line, events, handler)
+
+    def unregister(self, line: socket.socket) -> None:
+        """Never mind the socket."""
+        self._selector.unregister(line)
+
+    def _rung(self, _events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._bell.recv(CHUNK)
+
+    def _knocked(self, _events: int) -> None:
+        with contextlib.suppress(OSError):
+            stranger, _ = self._door.accept()  # type: ignore[union-attr]
+            if self._strangers.acquire(blocking=False):
+                threading.Thread(target=self._greet, args=(stranger,), daemon=True).start()
+            else:
+                stranger.close()
+
+    def _greet(self, stranger: socket.socket) -> None:
+        """A thread: it waits for the other end, which may say nothing."""
+        try:
+            name = accept(stranger, self._keys)
+        except OSError:
+            name = None
+        finally:
+            self._strangers.release()
+        if name is None:
+            stranger.close()
+        else:
+            self.put(self._made, (name, stranger))
+
+    def _made(self, made: tuple[bytes, socket.socket]) -> None:
+        name, connection = made
+        self._keys.pop(name, None)
+        line = self._awaited.pop(name, None)
+        if line is None:
+            connection.close()
+        else:
+            line.connect(connection)
+
+
+class Line:
+    """Calls of one shell: past Ray where its line is made, else by Ray.
+
+    Args:
+        shell: as Ray knows it.
+    """
+
+    def __init__(self, exchange: Exchange, shell: Any) -> None:
+        self._exchange = exchange
+        self._shell = shell
+        self._socket: socket.socket | None = None
+        self._frames = Frames()
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, tuple[str, tuple[Any, ...], Handler | None]] = {}  # that are not answered
+        self._unsent = bytearray()
+
+    def call(self, method: str, *arguments: Any, then: Handler | None = None, again: str = "") -> None:
+        """Call a method of the shell, and the handler with its result or its error.
+
+        Where the line breaks, what was not answered is called again by Ray, which says whether the shell
+        lives; it may have been carried out.
+
+        Args:
+            again: another method for that.
+        """
+        if not self.is_made:
+            self._by_ray(method, arguments, then)
+            return
+        number = next(self._numbers)
+        self._calls[number] = (again or method, arguments, then)
+        self._send(frame((number, method, arguments)))
+
+    @property
+    def is_made(self) -> bool:
+        """Calls go past Ray."""
+        return self._socket is not None
+
+    def connect(self, connection: socket.socket) -> None:
+        """The line is made."""
+        connection.setblocking(False)
+        self._socket = connection
+        self._exchange.register(connection, selectors.EVENT_READ, self._ready)
+
+    def close(self) -> None:
+        """Hang up; what was not answered is forgotten."""
+        self._calls.clear()
+        self._hang_up()
+
+    def _by_ray(self, method: str, arguments: tuple[Any, ...], then: Handler | None) -> None:
+        ref = getattr(self._shell, method).remote(*arguments)
+        if then is not None:
+            self._exchange.watch(ref, then)
+
+    def _ready(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE and self._socket is not None:
+            self._send(b"")
+        if not events & selectors.EVENT_READ or self._socket is None:
+            return
+        try:
+            data = self._socket.recv(CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._break()
+            return
+        for number, result in self._frames.feed(data):
+            _, _, then = self._calls.pop(number, ("", (), None))
+            if then is not None:
+                then(result)
+
+    def _send(self, data: bytes) -> None:
+        """As much as goes at once: a shell that is stopped must not stop its driver."""
+        assert self._socket is not None
+        waited = bool(self._unsent)
+        self._unsent += data
+        try:
+            sent = self._socket.send(bytes(self._unsent[:CHUNK]))
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._break()
+            return
+        del self._unsent[:sent]
+        if waited != bool(self._unsent):
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+            self._exchange.register(self._socket, events, self._ready)
+
+    def _break(self) -> None:
+        self._hang_up()
+        calls, self._calls = self._calls, {}
+        for method, arguments, then in calls.values():
+            self._by_ray(method, arguments, then)
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._exchange.unregister(self._socket)
+            self._socket.close()
+            self._socket = None
+        self._unsent.clear()
+        self._frames = Frames()

@@ -1,0 +1,166 @@
+"""A line from the driver to a shell, past Ray: what the shell does with it, and what both ends share.
+
+A call by Ray passes through several threads and two event loops on either side, which a trial that
+asks whether to prune waits for. Calls here are those of :class:`tuner.dispatch.shell.Shell`, in frames
+of a length and a pickled value: (number, method, arguments) there, (number, result) back. Both ends
+prove first that they know the key, which went by Ray: nothing is unpickled that came from elsewhere.
+The driver's end is :mod:`tuner.dispatch.exchange`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import pickle
+import socket
+import struct
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ANSWER", "Frames", "Offer", "accept", "frame", "ring", "serve"]
+
+ANSWER = 5.0  # seconds for the other end to answer while a line is made
+CALLS = frozenset({"listen", "start", "drain", "reply", "recall", "stop", "kill"})
+THREADS = 4  # of a shell: one waits in a drain, one for the next call, and some calls end processes
+CHUNK = 1 << 18
+_LENGTH = struct.Struct(">Q")
+_NONCE, _NAME = 32, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """Where the driver waits for a shell, the name of the shell's line, and the key of both ends."""
+
+    host: str
+    port: int
+    name: bytes
+    key: bytes
+
+
+def frame(value: Any) -> bytes:
+    """A value as it goes over a line."""
+    text = pickle.dumps(value, protocol=5)
+    return _LENGTH.pack(len(text)) + text
+
+
+class Frames:
+    """Values out of what has come so far."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The values that are whole by now, in order."""
+        buffer = self._buffer
+        buffer += data
+        found, at = [], 0
+        while len(buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            end = at + _LENGTH.size + length
+            if end > len(buffer):
+                break
+            found.append(pickle.loads(memoryview(buffer)[at + _LENGTH.size : end]))
+            at = end
+        del buffer[:at]
+        return found
+
+
+def ring(offer: Offer) -> socket.socket | None:
+    """Take an offer up; None where the driver cannot be reached, or is another one."""
+    with contextlib.suppress(OSError):
+        line = socket.create_connection((offer.host, offer.port), timeout=ANSWER)
+        mine = os.urandom(_NONCE)
+        try:
+            line.sendall(offer.name + mine)
+            theirs = _exactly(line, _NONCE)
+            proof = _exactly(line, len(_proof(offer.key, b"driver", mine, theirs)))
+            if hmac.compare_digest(proof, _proof(offer.key, b"driver", mine, theirs)):
+                line.sendall(_proof(offer.key, b"shell", mine, theirs))
+                return _made(line)
+        except OSError:
+            pass
+        line.close()
+    return None
+
+
+def accept(line: socket.socket, keys: dict[bytes, bytes]) -> bytes | None:
+    """The driver's part of :func:`ring`: the name of the line; None for a stranger.
+
+    Args:
+        keys: by the names of the lines that are awaited.
+
+    Raises:
+        OSError: the other end went away, or says nothing.
+    """
+    line.settimeout(ANSWER)
+    name, theirs = _exactly(line, _NAME), _exactly(line, _NONCE)
+    key, mine = keys.get(name, os.urandom(_NONCE)), os.urandom(_NONCE)  # a stranger learns of no name
+    line.sendall(mine + _proof(key, b"driver", theirs, mine))
+    expected = _proof(key, b"shell", theirs, mine)
+    if not hmac.compare_digest(_exactly(line, len(expected)), expected):
+        return None
+    _made(line)
+    return name
+
+
+def serve(line: socket.socket, shell: Any) -> None:
+    """Call the shell for the other end, in threads of its own, until that goes away.
+
+    Each thread takes a call, carries it out and answers it; meanwhile another one waits for the next.
+    So a call that waits holds up no other, and none changes threads.
+    """
+    reading, writing = threading.Lock(), threading.Lock()
+    frames, calls = Frames(), deque[Any]()
+
+    def take() -> Any:
+        with reading:
+            while not calls:
+                data = line.recv(CHUNK)
+                if not data:
+                    return None
+                calls.extend(frames.feed(data))
+            return calls.popleft()
+
+    def work() -> None:
+        with contextlib.suppress(OSError):
+            while (call := take()) is not None:
+                number, method, arguments = call
+                answer = frame((number, _carry_out(shell, method, arguments)))
+                with writing:
+                    line.sendall(answer)
+
+    for _ in range(THREADS):
+        threading.Thread(target=work, name="tuner-line", daemon=True).start()
+
+
+def _carry_out(shell: Any, method: str, arguments: tuple[Any, ...]) -> Any:
+    """The result of a call, or its error."""
+    try:
+        if method not in CALLS:
+            raise ValueError(f"{method!r} is no call of a shell")
+        return getattr(shell, method)(*arguments)
+    except Exception as error:
+        return error
+
+
+def _proof(key: bytes, who: bytes, asked: bytes, answered: bytes) -> bytes:
+    return hmac.digest(key, who + asked + answered, "sha256")
+
+
+def _exactly(line: socket.socket, count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        data = line.recv(count - len(found))
+        if not data:
+            raise ConnectionError("the other end went away")
+        found += data
+    return found
+
+
+def _made(line: socket.socket) -> socket.socket:
+    line.settimeout(None)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return line
