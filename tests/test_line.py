@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,12 @@ class Shell:
     def kill(self, message: str) -> None:
         self.told.set()
         raise RuntimeError(message)
+
+    def recall(self) -> Any:
+        return threading.Lock()
+
+    def listen(self) -> int:
+        raise subprocess.TimeoutExpired("x", 3)
 
     def shut_down(self) -> None:
         raise AssertionError("not to be called from afar")
@@ -144,6 +151,15 @@ def test_only_what_a_shell_offers_can_be_called(bench: Bench) -> None:
         "'shut_down' is no call of a shell",
         "'__class__' is no call of a shell",
     ]
+
+
+def test_what_cannot_cross_a_line_is_an_error_in_words(bench: Bench) -> None:
+    bench.connect()
+    bench.call("recall")
+    bench.call("listen")
+    locked, late = sorted(bench.answers(2), key=repr)
+    assert "cannot pickle" in str(locked if isinstance(locked, TypeError) else late)
+    assert any("TimeoutExpired: Command 'x' timed out" in str(one) for one in (locked, late))
 
 
 def test_a_line_that_breaks_loses_no_call(bench: Bench) -> None:

@@ -36,6 +36,7 @@ class Exchange:
         self._door: socket.socket | None = None
         self._host = ""
         self._awaited: dict[bytes, Line] = {}
+        self._made: set[Line] = set()
         self._keys: dict[bytes, bytes] = {}
         self._strangers = threading.BoundedSemaphore(STRANGERS)
 
@@ -54,6 +55,8 @@ class Exchange:
         """Forget all that was waited for. Can be called twice."""
         self._arrived.clear()
         self._keys.clear()
+        for line in [*self._made]:
+            line.close()
         self._selector.close()
         for end in (self._bell, self._rope, self._door):
             if end is not None:
@@ -90,16 +93,17 @@ class Exchange:
                 handler, value = self._arrived.popleft()
                 handler(value)
 
-    def register(self, line: socket.socket, events: int, handler: Callable[[int], None]) -> None:
-        """Call the handler when the socket can be read, or written."""
-        try:
-            self._selector.modify(line, events, handler)
-        except KeyError:
-            self._selector.register(line, events, handler)
+    def listen_to(self, line: Line, connection: socket.socket, writes: bool = False) -> None:
+        """Tell the line when its connection can be read, or also written."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writes else 0)
+        change = self._selector.modify if line in self._made else self._selector.register
+        self._made.add(line)
+        change(connection, events, line.ready)
 
-    def unregister(self, line: socket.socket) -> None:
-        """Never mind the socket."""
-        self._selector.unregister(line)
+    def forget(self, line: Line, connection: socket.socket) -> None:
+        """Never mind the line."""
+        self._made.discard(line)
+        self._selector.unregister(connection)
 
     def _rung(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -124,9 +128,9 @@ class Exchange:
         if name is None:
             stranger.close()
         else:
-            self.put(self._made, (name, stranger))
+            self.put(self._take, (name, stranger))
 
-    def _made(self, made: tuple[bytes, socket.socket]) -> None:
+    def _take(self, made: tuple[bytes, socket.socket]) -> None:
         name, connection = made
         self._keys.pop(name, None)
         line = self._awaited.pop(name, None)
@@ -177,7 +181,7 @@ class Line:
         """The line is made."""
         connection.setblocking(False)
         self._socket = connection
-        self._exchange.register(connection, selectors.EVENT_READ, self._ready)
+        self._exchange.listen_to(self, connection)
 
     def close(self) -> None:
         """Hang up; what was not answered is forgotten."""
@@ -189,7 +193,8 @@ class Line:
         if then is not None:
             self._exchange.watch(ref, then)
 
-    def _ready(self, events: int) -> None:
+    def ready(self, events: int) -> None:
+        """The connection can be read or written."""
         if events & selectors.EVENT_WRITE and self._socket is not None:
             self._send(b"")
         if not events & selectors.EVENT_READ or self._socket is None:
@@ -222,8 +227,7 @@ class Line:
             return
         del self._unsent[:sent]
         if waited != bool(self._unsent):
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
-            self._exchange.register(self._socket, events, self._ready)
+            self._exchange.listen_to(self, self._socket, writes=not waited)
 
     def _break(self) -> None:
         self._hang_up()
@@ -233,7 +237,7 @@ class Line:
 
     def _hang_up(self) -> None:
         if self._socket is not None:
-            self._exchange.unregister(self._socket)
+            self._exchange.forget(self, self._socket)
             self._socket.close()
             self._socket = None
         self._unsent.clear()

@@ -128,7 +128,7 @@ def serve(line: socket.socket, shell: Any) -> None:
         with contextlib.suppress(OSError):
             while (call := take()) is not None:
                 number, method, arguments = call
-                answer = frame((number, _carry_out(shell, method, arguments)))
+                answer = _answer(number, shell, method, arguments)
                 with writing:
                     line.sendall(answer)
 
@@ -136,14 +136,15 @@ def serve(line: socket.socket, shell: Any) -> None:
         threading.Thread(target=work, name="tuner-line", daemon=True).start()
 
 
-def _carry_out(shell: Any, method: str, arguments: tuple[Any, ...]) -> Any:
-    """The result of a call, or its error."""
+def _answer(number: int, shell: Any, method: str, arguments: tuple[Any, ...]) -> bytes:
+    """The frame with the result of a call, or with its error: as it is where the driver has its class too."""
     try:
         if method not in CALLS:
             raise ValueError(f"{method!r} is no call of a shell")
-        return getattr(shell, method)(*arguments)
+        return frame((number, getattr(shell, method)(*arguments)))
     except Exception as error:
-        return error
+        known = type(error).__module__.partition(".")[0] in ("builtins", "tuner")
+        return frame((number, error if known else RuntimeError(f"{type(error).__name__}: {error}")))
 
 
 def _proof(key: bytes, who: bytes, asked: bytes, answered: bytes) -> bytes:

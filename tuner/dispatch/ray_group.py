@@ -441,8 +441,12 @@ class Group:
         return handle
 
     def _on_ping(self, rank: int, result: Any) -> None:
-        if isinstance(result, Exception):
+        if not isinstance(result, Exception) or self._part_by is not None:
+            return
+        if self._attempt is not None:
             self._bound(lambda attempt, rank, result: None, rank)(result)
+        elif self.is_ready and not isinstance(result, StaleEpoch):
+            self._owner.broke(self, cause(result))
 
     def _offer_lines(self) -> None:
         """Have the shells call the driver, so that what follows need not go by Ray."""
