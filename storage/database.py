@@ -68,6 +68,10 @@ def normalise_url(text: str) -> URL:
         raise Unavailable(
             f"storage {mask_url(text)!r}: Tuner writes to SQLite and PostgreSQL, not to {backend}"
         )
+    if url.host:  # sqlite://tuner.db: one slash too few makes a host of the file
+        raise Unavailable(
+            f"storage {mask_url(text)!r} lacks a slash; write sqlite:///FILE.db, or sqlite:////FOLDER/FILE.db"
+        )
     if sqlite_file.path_of(url) is None:
         raise Unavailable("a SQLite database in memory is lost with its process; write sqlite:///FILE.db")
     return url

@@ -19,6 +19,8 @@ from storage import Database, Unavailable, database, mask_url, migrations, sqlit
         ("postgresql://ann:secret@db:port/tuner", r"ann:\*\*\*@db:port/tuner' is not a database URL"),
         ("mysql://ann:secret@host/db", "not to mysql"),
         ("sqlite://", "in memory is lost"),
+        ("sqlite://tuner.db", "lacks a slash; write sqlite:///FILE.db"),
+        ("sqlite://folder/tuner.db", "lacks a slash; write sqlite:///FILE.db"),
         ("sqlite:///file::memory:?cache=shared&uri=true", "in memory is lost"),
         ("sqlite:///file:x?mode=memory&cache=shared&uri=true", "in memory is lost"),
         ("sqlite:////nowhere/at/all/tuner.db", "does not exist"),

@@ -495,11 +495,13 @@ def test_a_study_that_cannot_be_made_is_refused_before_the_file_exists(
 
 
 def test_a_study_that_exists_or_does_not_is_one_line(sqlite_url: str) -> None:
-    make(sqlite_url)
+    study = make(sqlite_url)
+    with pytest.raises(tuner.BadInput, match="study 's' has no complete trial yet"):
+        tuner.best_checkpoint(study)
     with pytest.raises(tuner.StudyExists, match="'s' exists already"):
         make(sqlite_url)
     assert make(sqlite_url, load_if_exists=True).study_name == "s"
-    with pytest.raises(tuner.BadInput, match="directions"):
+    with pytest.raises(tuner.BadInput, match=r"to minimize, not to maximize; give its own direction, or"):
         make(sqlite_url, load_if_exists=True, direction="maximize")
     with pytest.raises(tuner.StudyNotFound, match="it has: s"):
         tuner.load_study("t", storage=sqlite_url)

@@ -184,6 +184,7 @@ def test_an_object_is_returned_as_it_is() -> None:
         ("partialfixed({'x': 1})", "base_sampler"),
         ("nsgaii(population_size=1)", "population_size"),
         ("qmc(qmc_type='no')", "no"),
+        ("random(x=1)", "unexpected keyword argument 'x'; it takes seed"),
         (3, "sampler=3"),
     ],
 )

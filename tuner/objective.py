@@ -363,7 +363,9 @@ def _import(name: str, file: str) -> ModuleType:
             raise BadObjective(
                 f"there is no module {name!r}; write FILE.py:NAME or package.module:NAME"
             ) from None
-        raise BadObjective(f"{_at(error, file or name)}: {_one_line(error)}") from error
+        missing = isinstance(error, ModuleNotFoundError)
+        where = f"; {sys.executable} has it neither installed nor beside the file" if missing else ""
+        raise BadObjective(f"{_at(error, file or name)}: {_one_line(error)}{where}") from error
     finally:
         _importing.pop()
 
@@ -412,5 +414,6 @@ def _at(error: BaseException, file: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
+    said = error.msg if isinstance(error, SyntaxError) else str(error)  # without its place, which is said before
+    text = said.strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

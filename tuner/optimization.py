@@ -403,7 +403,10 @@ def _keep(driven: DrivenStudy, record: StudyRecord, request: _Request) -> None:
     before = _digest_before(driven, record)
     if before and reference.digest and before != reference.digest:
         driven.event("objective_changed", {"was": before, "is": reference.digest})
-        log.warning("the objective of study %r has changed since it last ran", record.name)
+        if reference.file:  # the digest is of the whole file: another n_trials in a script changes it too
+            log.warning("%s has changed since study %r last ran", reference.file, record.name)
+        else:
+            log.warning("the objective of study %r has changed since it last ran", record.name)
     columns = {
         "objective": kept,
         "settings": request.settings.to_json(),

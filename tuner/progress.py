@@ -197,7 +197,7 @@ def _phase(snapshot: Snapshot) -> list[Text]:
         "": "nobody drives it",
         "paused": "paused: running trials go on, nothing new starts",
         "draining": "draining: running trials finish, nothing new starts",
-        "interrupting": "interrupting: running trials checkpoint; press Ctrl-C again to end them at once",
+        "interrupting": "interrupting: running trials checkpoint; Ctrl-C again ends them at once",
     }.get(snapshot.phase)
     return [Text(f"  {said}", _NOTE)] if said else []
 

@@ -247,7 +247,8 @@ def _build(node: ast.expr, kind: str, seed: int, text: str) -> Any:
     try:
         bound = inspect.signature(cls).bind(*positional, **named)
     except TypeError as error:
-        raise BadInput(f"{kind}={text!r}: {node.func.id}: {error}") from None
+        takes = ", ".join(inspect.signature(cls).parameters)
+        raise BadInput(f"{kind}={text!r}: {node.func.id}: {error}; it takes {takes or 'nothing'}") from None
     for name, value in bound.arguments.items():
         _check_type(f"{kind}={text!r}: {name}={value!r}", bound.signature.parameters[name].annotation, value)
     try:

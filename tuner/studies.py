@@ -86,7 +86,8 @@ def create_study(
                 raise _deleted(study_name)
             if record.directions != wanted:
                 raise BadInput(
-                    f"study {study_name!r} has directions {list(record.directions)}, not {list(wanted)}"
+                    f"study {study_name!r} exists already, to {' and '.join(record.directions)}, not to "
+                    f"{' and '.join(wanted)}; give its own direction, or choose another name"
                 )
     return _study(database, record, sampler, pruner)
 
@@ -114,8 +115,7 @@ def best_checkpoint(study: optuna.Study) -> Checkpoint | None:
     """The newest valid checkpoint of the study's best trial, as rank 0 saved it; None without one.
 
     Raises:
-        ValueError: no trial is complete yet.
-        BadInput: the study has several objectives, or lives in memory.
+        BadInput: no trial is complete yet; the study has several objectives, or lives in memory.
 
     Example:
         >>> def objective(trial):
@@ -132,8 +132,11 @@ def best_checkpoint(study: optuna.Study) -> Checkpoint | None:
 
     if len(study.directions) > 1:
         raise BadInput("best_checkpoint: a study with several objectives has no single best trial")
-    best = study.best_trial
     database = database_of(study)
+    try:
+        best = study.best_trial
+    except ValueError:  # Optuna's, which names neither the study nor what is missing
+        raise BadInput(f"best_checkpoint: study {study.study_name!r} has no complete trial yet") from None
     with store.errors():
         found = reads.checkpoints(database.engine, study.study_name, best.number)
     for first in found:

@@ -103,6 +103,24 @@ def test_a_study_that_stops_on_failures_exits_1_with_the_objectives_traceback(ru
     assert err.startswith("error: 2 trials in a row failed alike")
     assert "boom [x]" in err
     assert "/tuner/" not in err
+    assert err.endswith("'tuner resume broken' goes on, once that is repaired\n")
+
+
+def test_a_file_that_has_changed_is_named(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "edited.py"
+    text = "def objective(trial):\n    trial.report(1.0, 0)\n    return trial.suggest_float('x', 0, 1)\n"
+    start = ("run", str(file), "--study", "edited", "--executor", "inline", "--load-if-exists", "--trials")
+    file.write_text(text)
+    said = f"{file} has changed since study 'edited' last ran"
+    for trials in ("1", "2"):
+        assert run(*start, trials)[0] == 0
+    assert said not in caplog.messages
+    file.write_text(text + "# another line\n")
+    assert run(*start, "3")[0] == 0
+    assert said in caplog.messages
+    assert " 1 report, 1 at step 0" in run("show", "edited", "0")[1]
 
 
 def test_a_run_without_a_complete_trial_exits_1(run: Run) -> None:

@@ -237,6 +237,9 @@ def _driving(
             display.close(None, "")
         click.echo(_interrupted(name, storage), err=True)
         ctx.exit(130)
+    except StudyStopped as error:
+        again = command("resume", name, storage)
+        raise StudyStopped(f"{error}\n{again!r} goes on, once that is repaired") from error
     finally:
         if display is not None:
             display.close(None, "")

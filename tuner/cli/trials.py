@@ -197,7 +197,8 @@ def _print_trial(trial: TrialDetail) -> None:
     reports = ""
     if curve:
         step, value = trial.curve[-1]
-        reports = f"{sparkline(curve, 40)}  {len(curve)} reports, {number_text(value)} at step {step}"
+        count = "1 report" if len(curve) == 1 else f"{len(curve)} reports"
+        reports = f"{sparkline(curve, 40)}  {count}, {number_text(value)} at step {step}"
     print_fields(
         {
             "trial": str(trial.number),
