@@ -326,10 +326,13 @@ def test_several_metrics_are_several_objectives(script: Script, sqlite_url: str)
 @pytest.mark.parametrize(
     ("printed", "said"),
     [
-        ("hello", "program0.sh ended with exit code 0 and never gave 'value'; its last line: hello"),
-        ("hello\n----", "never gave 'value'; its last line: hello"),
-        ("----", "never gave 'value'; its last line: ----"),
-        ("", "never gave 'value'; it printed nothing"),
+        (
+            "hello",
+            "program0.sh ended with exit code 0 and never gave 'value' (see --metrics); its last line: he",
+        ),
+        ("hello\n----", "never gave 'value' (see --metrics); its last line: hello"),
+        ("----", "never gave 'value' (see --metrics); its last line: ----"),
+        ("", "never gave 'value' (see --metrics); it printed nothing"),
         ('{"value": null}', "'value' is None, which is no number, in the line: {\"value\": null}"),
     ],
 )

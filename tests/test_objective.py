@@ -140,7 +140,7 @@ def test_a_text_that_names_nothing_is_one_line_that_says_what_is_there(
         ("objective = 3", "'objective' in FILE is int, not a function"),
         (
             "x = 1\nimport nothing_here",
-            f"FILE line 2: ModuleNotFoundError: No module named 'nothing_here'; {sys.executable} has it neither",
+            f"FILE line 2: ModuleNotFoundError: No module named 'nothing_here'; {sys.executable} has it",
         ),
         ("x = 1\n\ndef f(:", "FILE line 3: SyntaxError: invalid syntax"),
         ("def f():\n    raise ValueError('two\\nlines')\nf()", "FILE line 2: ValueError: two"),

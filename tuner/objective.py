@@ -414,6 +414,6 @@ def _at(error: BaseException, file: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    said = error.msg if isinstance(error, SyntaxError) else str(error)  # without its place, which is said before
+    said = error.msg if isinstance(error, SyntaxError) else str(error)  # its place is said before
     text = said.strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

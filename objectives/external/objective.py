@@ -247,7 +247,8 @@ class _Heard:
         for wanted in self.wanted:
             if wanted not in self.latest:
                 line = f"its last line: {self.last_line[:200]}" if self.last_line else "it printed nothing"
-                raise tuner.BadMetric(f"{name} ended with exit code 0 and never gave {wanted!r}; {line}")
+                never = f"{name} ended with exit code 0 and never gave {wanted!r}"
+                raise tuner.BadMetric(f"{never} (see --metrics); {line}")
         return (
             [self.latest[one] for one in self.wanted] if len(self.wanted) > 1 else self.latest[self.wanted[0]]
         )

@@ -106,9 +106,7 @@ def test_a_study_that_stops_on_failures_exits_1_with_the_objectives_traceback(ru
     assert err.endswith("'tuner resume broken' goes on, once that is repaired\n")
 
 
-def test_a_file_that_has_changed_is_named(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_has_changed_is_named(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "edited.py"
     text = "def objective(trial):\n    trial.report(1.0, 0)\n    return trial.suggest_float('x', 0, 1)\n"
     start = ("run", str(file), "--study", "edited", "--executor", "inline", "--load-if-exists", "--trials")

@@ -27,8 +27,10 @@ def replay(
 ) -> None:
     """Replay the recorded trials of the study NAME on a virtual clock: nothing is trained or written.
 
-    A step takes an equal share of its trial's time. Where the other pruner would have let a pruned
-    trial go on, its record ends it, and "unknown" counts it.
+    "epochs" are the reports that the other pruner would have let happen, "recorded epochs" those that
+    did. A step takes an equal share of its trial's time. Where the other pruner would have let a pruned
+    trial go on, its record ends it, and "unknown" counts it. "left out" are trials without a report or
+    an end.
 
     \b
     Examples:
