@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
+import tuner
+from tuner.dispatch.connection import Connection
 from tuner.signals import Signals, deferred
+from tuner.snapshot import Snapshot
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -41,3 +45,27 @@ def test_nothing_is_done_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert errors == []
+
+
+def test_an_interrupt_while_ray_starts_ends_as_any_other(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "interrupted_objectives.py"
+    file.write_text("def one(trial):\n    return trial.suggest_float('x', 0, 1)\n")
+    study = tuner.create_study("s", storage=sqlite_url, sampler="random", seed=1)
+    said: list[str] = []
+
+    class Display:
+        def update(self, snapshot: Snapshot) -> None:
+            raise AssertionError("there is nothing to show yet")
+
+        def close(self, snapshot: Snapshot | None, message: str) -> None:
+            said.append(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "open", lambda self, run: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+            tuner.optimize(study, f"{file}:one", 1, progress=Display())
+    assert said == ["interrupted by SIGINT"]
+    tuner.optimize(study, f"{file}:one", 1, executor="inline", progress=False)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"]

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import json
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -188,7 +189,8 @@ class Driver:
             if self._progress is not None:
                 self._progress.close(self._snapshot(is_over=True), reason)
         if self._interrupting:
-            raise KeyboardInterrupt(reason)
+            name = shlex.quote(self._study.study_name)
+            raise KeyboardInterrupt(f"{reason}; 'tuner resume {name}' goes on where it was")
         if self._failure:
             raise StudyStopped(self._failure)
         return reason

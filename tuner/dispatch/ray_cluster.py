@@ -66,6 +66,7 @@ class RayExecutor(Executor):
     ) -> None:
         self._connection = Connection(address, runtime_env)
         self._preload = tuple(preload)
+        self._usual: tuple[Resources, ...] = ()
         self._ahead: list[ahead.Ahead] = []
         self._ahead_is_given = False
         self._groups: list[Group] = []
