@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 __all__ = ["postgres_server"]
@@ -41,5 +43,8 @@ def postgres_server() -> Iterator[Any]:
         server.psql("SELECT pg_reload_conf()")
         yield server
     finally:
+        process = psutil.Process(server.get_pid())
+        process.send_signal(signal.SIGQUIT)  # at once, without writing down what is removed with the folder
+        process.wait(30)
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)

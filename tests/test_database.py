@@ -75,8 +75,8 @@ def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_models_and_the_head_revision_agree(url: str) -> None:
-    made = Database(url)
+def test_the_models_and_the_head_revision_agree(empty_url: str) -> None:
+    made = Database(empty_url)
     with made.read() as connection:
         assert migrations.differences(connection) == []
         assert migrations.revision(connection) == migrations.head()
@@ -124,13 +124,13 @@ def test_tables_that_another_program_is_just_making_are_waited_for(
     made.dispose()
 
 
-def test_a_database_of_plain_optuna_gets_our_tables_beside_its_own(url: str) -> None:
-    if url.startswith("sqlite"):
-        plain = optuna.storages.RDBStorage(url)
+def test_a_database_of_plain_optuna_gets_our_tables_beside_its_own(empty_url: str) -> None:
+    if empty_url.startswith("sqlite"):
+        plain = optuna.storages.RDBStorage(empty_url)
     else:
-        plain = optuna.storages.RDBStorage(str(url))
+        plain = optuna.storages.RDBStorage(str(empty_url))
     optuna.create_study(study_name="before", storage=plain)
-    made = Database(url)
+    made = Database(empty_url)
     with made.read() as connection:
         names = sa.inspect(connection).get_table_names()
     assert "tuner_attempts" in names

@@ -63,10 +63,10 @@ def test_of_two_runs_of_a_new_study_the_second_is_told_in_options(
     )
 
 
-def test_a_study_is_run_and_read_on_each_database(run: Run, url: str) -> None:
-    if url.startswith("postgresql"):  # a server's database is there before its tables
-        assert run("studies", "--storage", url)[0] == 0
-        assert "no study yet" in run("status", "n", "--storage", url)[2]
+def test_a_study_is_run_and_read_on_each_database(run: Run, empty_url: str) -> None:
+    if empty_url.startswith("postgresql"):  # a server's database is there before its tables
+        assert run("studies", "--storage", empty_url)[0] == 0
+        assert "no study yet" in run("status", "n", "--storage", empty_url)[2]
     arguments = [
         "run",
         "cli_objectives.py",
@@ -77,13 +77,13 @@ def test_a_study_is_run_and_read_on_each_database(run: Run, url: str) -> None:
         "--executor",
         "inline",
         "--storage",
-        url,
+        empty_url,
     ]
     assert "n (new)" in run(*arguments, "--dry-run")[1]
     assert run(*arguments)[0] == 0
     for command in ("status", "trials", "show", "best"):
-        assert run(command, "n", "--storage", url)[0] == 0
-    assert run("trials", "n", "--sort", "duration", "--storage", url)[0] == 0
+        assert run(command, "n", "--storage", empty_url)[0] == 0
+    assert run("trials", "n", "--sort", "duration", "--storage", empty_url)[0] == 0
 
 
 def test_a_study_that_stops_on_failures_exits_1_with_the_objectives_traceback(run: Run) -> None:
