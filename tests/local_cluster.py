@@ -13,8 +13,8 @@ __all__ = ["local_cluster"]
 
 
 @contextlib.contextmanager
-def local_cluster(cpus: int = 2) -> Iterator[None]:
-    """It is found by what this process runs, and gone after the block."""
+def local_cluster(cpus: int = 2) -> Iterator[str]:
+    """Its address. It is found by what this process runs, and gone after the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # as ours has it: ranks at 15 starve on a busy machine
         context = ray.init(
@@ -25,7 +25,7 @@ def local_cluster(cpus: int = 2) -> Iterator[None]:
             log_to_driver=False,
         )
     try:
-        yield
+        yield context.address_info["address"]
     finally:
         ray.shutdown()
         shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import tuner
-from tests.chaos.cluster import standing_ray
+from tests.local_cluster import local_cluster
 from tuner.cli import main
 from tuner.cli.app import _COMMANDS
 
@@ -32,12 +33,9 @@ COMMANDS = [
 ]
 
 
-STARTS_RANKS = ("run", "resume", "doctor")
-
-
-def start(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def start(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, **variables}
+    environment = {**os.environ, "PATH": path}
     return subprocess.run(
         shlex.split(command),
         cwd=folder,
@@ -55,21 +53,23 @@ def run(
 ) -> Iterator[Callable[[str], tuple[int, str]]]:
     """Runs a command in the folder: its exit code, and what it printed.
 
-    The first has a local Ray, as on the page; all after it share one of one core, which ``$RAY_ADDRESS``
-    names. Those of Tuner's that start no rank run in this process.
+    The first has a local Ray, as on the page; all after it share one of one core. The first of ``tuner`` is
+    a process, all after it are run by this one.
     """
     monkeypatch.chdir(tmp_path)
-    with standing_ray(cpus=1) as cluster:
-        shared: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        processes: list[str] = []
 
         def run(command: str) -> tuple[int, str]:
             program, *words = shlex.split(command)
-            if program == "tuner" and words[0] not in STARTS_RANKS:
+            if program == "tuner" and "tuner" in processes:
                 capfd.readouterr()
                 code = main(words)
                 return code, "".join(capfd.readouterr())
-            done = start(command, tmp_path, **shared)
-            shared["RAY_ADDRESS"] = cluster.address
+            if len(processes) == 1:
+                monkeypatch.setenv("RAY_ADDRESS", stack.enter_context(local_cluster(cpus=1)))
+            processes.append(program)
+            done = start(command, tmp_path)
             return done.returncode, done.stdout + done.stderr
 
         yield run
