@@ -24,7 +24,10 @@ from tuner import blind, pace, samplers
 from tuner.tpe import TPESampler
 
 SPACE = """
+import time
+
 def objective(trial):
+    time.sleep(0.004)  # a bound on how many end before a run that is to be interrupted is
     x = trial.suggest_float("x", -3, 3)
     y = trial.suggest_int("y", 1, 9) if trial.number % 3 else trial.suggest_float("z", 1e-3, 1, log=True)
     return x**2 + y + len(trial.suggest_categorical("kind", ["a", "bb"]))
@@ -47,7 +50,7 @@ if __name__ == "__main__":
 """
 
 
-BUDGET = 3000  # trials: of some hundred a second, enough that a run has not ended before it is interrupted
+BUDGET = 1000  # trials: enough that a run has not ended before it is interrupted
 
 
 @pytest.fixture

@@ -129,12 +129,9 @@ def test_a_missing_trial_is_a_difference() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    [
-        "start",
-        pytest.param("throughput", marks=pytest.mark.chaos),
-        pytest.param("reports", marks=pytest.mark.chaos),
-    ],
+    ["start", "throughput", "reports"],
 )
+@pytest.mark.chaos
 def test_what_a_training_pays_is_measured(key: str, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     assert train.main(["--quick", "--only", key, "--json", str(file)]) == 0

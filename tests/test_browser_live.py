@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from storage import Database, reads
+from storage import Database, commands, reads
 from tests.benchmarks.browser import FLAGS
 from tests.dashboard_server import served
 
@@ -122,17 +122,31 @@ def test_a_person_finds_retries_watches_stops_and_resumes(chromium: str, tmp_pat
         expect(output).to_contain_text("step 1 of trial 3 begins")
         expect(page.get_by_text(re.compile("Newest report:.* at step 1"))).to_be_visible()
 
-        page.goto(f"{address}/study?study=live")  # stop
+        page.goto(f"{address}/study?study=live")  # stop, after being asked
+        question = page.get_by_role("dialog")
+        page.get_by_role("button", name="Stop…").click()
+        expect(question).to_contain_text("Study live")
+        expect(question).to_contain_text("Nothing new starts")
+        question.get_by_role("button", name="Cancel").click()
+        expect(question).to_have_count(0)
+        assert not [one for one in commands.recent(database.engine, "live") if one.name == "stop"]
         said = page.get_by_text(re.compile("live stops:.*running trials finish|did not answer within"))
         for _ in range(4):  # a driver on a busy machine may be slow to look: then it was taken back
             page.get_by_role("button", name="Stop…").click()
-            page.get_by_role("button", name="Stop the study").click()
+            question.get_by_role("button", name="Stop the study").click()
+            expect(question).to_have_count(0)
             expect(said.first).to_be_visible()
             if "live stops" in (said.first.text_content() or ""):
                 break
         let(3, 1)
         assert driver.wait(timeout=60) == 1  # it ended without what was asked
         assert state(3) == "COMPLETE"
+        study = reads.study(database.engine, "live")
+        assert study is not None
+        assert study.stop_reason == "stopped by command"
+        asked = commands.recent(database.engine, "live")[0]
+        assert (asked.name, asked.author, asked.result) == ("stop", "dashboard", "done")
+        expect(page.get_by_role("button", name="Stop…")).to_be_disabled()
         command = page.locator("code", has_text="tuner resume live").first
         expect(command).to_be_visible()
 

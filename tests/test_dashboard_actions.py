@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,7 @@ from dashboard import asking, data
 from dashboard.access import auth
 from storage import Database, Lease, commands, reads, tables
 from storage.views import StudyDetail
-from tests.benchmarks.browser import FLAGS
 from tests.dashboard_data import fill
-from tests.dashboard_server import served
 from tests.test_dashboard import page, texts
 
 ROOT = Path(__file__).parent.parent
@@ -231,59 +227,3 @@ def test_a_group_is_named_before_it_is_retried(database: Database) -> None:
     assert "29 and 10 more" in shown
     assert "The 40 count against the budget. 8 of 8 are spent." in shown
     assert reads.trials(database.engine, "main").total == before
-
-
-SLOW = """
-import sys, time, tuner
-
-def objective(trial):
-    time.sleep(0.05)
-    return trial.suggest_float("x", 0, 1)
-
-study = tuner.create_study("slow", storage=sys.argv[1], sampler="random")
-tuner.optimize(study, objective, executor="inline", progress=False)
-"""
-
-
-@pytest.mark.browser
-def test_a_person_stops_a_study_after_being_asked(chromium: str, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
-
-    url = f"sqlite:///{tmp_path}/tuner.db"
-    Database(url).dispose()
-    (tmp_path / "slow.py").write_text(SLOW)
-    driver = subprocess.Popen([sys.executable, str(tmp_path / "slow.py"), url], cwd=ROOT)
-    try:
-        with served(url, tmp_path) as address, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-            view = browser.new_context(viewport={"width": 1280, "height": 1400}).new_page()
-            view.set_default_timeout(60_000)
-            expect.set_options(timeout=60_000)
-            view.goto(f"{address}/study?study=slow")
-            view.get_by_role("button", name="Stop…").click()
-            question = view.get_by_role("dialog")
-            expect(question).to_contain_text("Study slow")
-            expect(question).to_contain_text("Nothing new starts")
-            question.get_by_role("button", name="Cancel").click()
-            expect(question).to_have_count(0)
-            assert driver.poll() is None
-            view.get_by_role("button", name="Stop…").click()
-            question.get_by_role("button", name="Stop the study").click()
-            expect(question).to_have_count(0)
-            said = view.get_by_role("status").get_by_text("running trials finish, nothing new starts")
-            expect(said).to_be_visible()
-            assert driver.wait(timeout=60) == 0
-            view.reload()
-            expect(view.get_by_text("tuner resume slow").last).to_be_visible()
-            expect(view.get_by_role("button", name="Stop…")).to_be_disabled()
-            browser.close()
-    finally:
-        driver.kill()
-        driver.wait(timeout=20)
-    database = Database(url)
-    study = reads.study(database.engine, "slow")
-    assert study is not None
-    assert study.stop_reason == "stopped by command"
-    (asked,) = commands.recent(database.engine, "slow")
-    assert (asked.name, asked.author, asked.result) == ("stop", "dashboard", "done")
-    database.dispose()

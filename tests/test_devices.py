@@ -180,14 +180,14 @@ def test_whole_devices_go_to_one_trial_at_a_time_and_are_recorded(bench: Bench) 
 
 
 def test_fractions_share_a_device(bench: Bench, other_work: Callable[[dict[str, float]], Any]) -> None:
-    other_work({"GPU": 1})
-    trials = bench.run("holds", 6, together=4, resources=Resources(gpus=0.5))
-    assert [trial.state for trial in trials] == ["COMPLETE"] * 6
-    assert list(bench.most_at_once().values()) == [2, 2]
+    other_work({"GPU": 2})
+    trials = bench.run("holds", 4, together=2, resources=Resources(gpus=0.5))
+    assert [trial.state for trial in trials] == ["COMPLETE"] * 4
+    assert list(bench.most_at_once().values()) == [2]
 
 
 @pytest.mark.parametrize(
-    ("resources", "by_rank"), [(Resources(gpus=2), [2]), (Resources(ranks=3, gpus=1), [1, 1, 1])]
+    ("resources", "by_rank"), [(Resources(gpus=2), [2]), (Resources(ranks=2, gpus=1), [1, 1])]
 )
 def test_one_trial_has_several_devices(bench: Bench, resources: Resources, by_rank: Sequence[int]) -> None:
     (trial,) = bench.run("holds", 1, resources=resources)

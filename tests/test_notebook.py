@@ -34,7 +34,7 @@ CELLS = {
 
         URL = "sqlite:///tuner.db"
         study = tuner.create_study("cells", storage=URL, sampler="random", seed=1)""",
-    "run": "tuner.optimize(study, objective, n_trials=4, resources=tuner.Resources(cpus=0.5))",
+    "run": "tuner.optimize(study, objective, n_trials=4, max_concurrent=1)",
     "study": "study",
     "trial": "study.best_trial",
     "plain": "optuna.load_study(study_name='cells', storage=URL)",

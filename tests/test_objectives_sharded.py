@@ -253,8 +253,9 @@ charlm.STEPS = 4
 os.environ["FASHION_MNIST"] = "/nowhere"
 
 def objective(trial):
-    module = fashion if trial.study.study_name.startswith("fashion") else charlm
-    if trial.attempt == 1 and trial.rank == 1 and trial.study.study_name.endswith("killed"):
+    module = fashion if trial.study.study_name == "fashion" else charlm
+    trial.seed = 3  # the same training twice
+    if trial.attempt == 1 and trial.rank == 1 and trial.number == 1:
         log = trial.log
         def die(metrics, step):
             if step == 2:  # the first epoch's checkpoint is recorded, and rank 0 needs this rank again
@@ -279,19 +280,14 @@ def test_a_killed_rank_costs_nothing_but_time(
 ) -> None:
     file = tmp_path / "killed.py"
     file.write_text(KILLED)
-    trials = []
-    for suffix in ("whole", "killed"):
-        study = tuner.create_study(f"{name}-{suffix}", storage=sqlite_url, seed=3)
+    study = tuner.create_study(name, storage=sqlite_url, seed=3)
+    for _ in ("whole", "killed"):
         study.enqueue_trial(FASHION if name == "fashion" else CHARLM)
-        tuner.optimize(
-            study,
-            f"{file}:objective",
-            n_trials=1,
-            resources=tuner.Resources(ranks=2, cpus=0.5, gpus=0),
-            progress=False,
-        )
-        trials.append(study.get_trials()[0])
-    whole, killed = trials
+    resources = tuner.Resources(ranks=2, cpus=0.5, gpus=0)
+    tuner.optimize(
+        study, f"{file}:objective", n_trials=2, resources=resources, max_concurrent=1, progress=False
+    )
+    whole, killed = study.trials
     assert (whole.user_attrs["attempt"], killed.user_attrs["attempt"]) == (1, 2)
     assert killed.value == whole.value
     assert killed.intermediate_values == whole.intermediate_values

@@ -56,6 +56,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return Place(tmp_path, request.param)
 
 
+MORE_RANKS = pytest.mark.parametrize(
+    "place", [0, pytest.param(2, marks=pytest.mark.chaos)], ids=["inline", "2 ranks"], indirect=True
+)
+"""What two ranks make no other messages of than the tests before it."""
+
+
 @pytest.fixture
 def inline(tmp_path: Path) -> Place:
     return Place(tmp_path, 0)
@@ -112,6 +118,7 @@ def test_a_grid_is_tried_once_each_by_trials_side_by_side(place: Place) -> None:
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 6
 
 
+@MORE_RANKS
 def test_a_front_with_a_constraint(place: Place) -> None:
     options: dict[str, Any] = {"directions": ["minimize", "minimize"], "sampler": "nsgaii(population_size=4)"}
     study = place.run(place.study(**options), objectives.front, 9, max_concurrent=1)
@@ -137,6 +144,7 @@ def with_data(trial: Any, low: float, high: float) -> float:
     return float(trial.suggest_float("x", low, high))
 
 
+@MORE_RANKS
 def test_an_objective_brings_its_data(place: Place) -> None:
     forms = [Objective(2, 3), functools.partial(with_data, low=2, high=3), lambda one: with_data(one, 2, 3)]
     for objective in forms if not place.ranks else forms[:1]:  # all of them are sent by value
