@@ -8,6 +8,9 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 PROGRAMS := pyspark==4.3.0 scikit-learn tensorflow==2.21.0 tf-keras==2.21.0 tensorboard
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Compiled modules are kept: a run starts many processes, each of which would compile all of Tuner again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-gpu test-integrations lint format docs chaos bench bench-store bench-samplers bench-train bench-dashboard install install-dev install-docs install-frameworks install-peers install-programs clean
 
 demo: install
