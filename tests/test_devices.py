@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray._private.state import state
 from ray.core.generated import autoscaler_pb2
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
@@ -417,6 +418,35 @@ def test_the_device_that_is_wrong_or_raises_is_named() -> None:
     assert look_at(Look([1.0], wrong="7"), count=3) == device.Fault(index=1, why="7")
     broken = Look([1.0], error=RuntimeError("CUDA error: uncorrectable ECC error\nmore"))
     assert look_at(broken) == device.Fault(index=0, why="CUDA error: uncorrectable ECC error")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError(
+            "CUDA error: out of memory\nCUDA kernel errors might ..."
+        ),  # where there is room for no context
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_device_whose_memory_others_hold_does_work(error: Exception) -> None:
+    look = Look([1.0], error=error)
+    assert look_at(look) == device.Fault(index=0, why="its memory is held by other processes")
+    assert look_at(look, alone=False) is None
+
+
+def test_memory_that_others_give_back_is_waited_for() -> None:
+    class Busy(Look):
+        tries = 0
+
+        def compute(self, index: int) -> str:
+            self.tries += 1
+            if self.tries < 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return ""
+
+    assert look_at(Busy([0.5, 0.95])) is None
 
 
 def test_a_probe_that_hangs_is_given_up() -> None:

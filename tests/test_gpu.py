@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 import objectives
@@ -15,6 +21,7 @@ import tuner
 from objectives import charlm, fashion
 from storage import Database, reads
 from storage.views import TrialDetail
+from tests.gpus import count, needs, used
 from tests.ranks import RankTrial
 from tuner import device
 from tuner.resources import Resources
@@ -76,34 +83,91 @@ def remembers(trial):
 def fails(trial):
     with torch.cuda.device(trial.device):
         torch.empty(2**50, dtype=torch.uint8, device=trial.device)
+
+def asserts(trial):
+    """The first trial's kernel breaks CUDA in its process."""
+    if trial.number == 0:
+        torch.ones(3, device=trial.device)[torch.tensor([7], device=trial.device)]
+        torch.cuda.synchronize()
+    return float(torch.ones(3, device=trial.device).sum().item())
+
+def asserts_unseen(trial):
+    """So does this one's, and nobody looks before it has returned."""
+    if trial.number == 0:
+        torch.ones(3, device=trial.device)[torch.tensor([7], device=trial.device)]
+        return 0.0
+    return float(torch.ones(3, device=trial.device).sum().item())
+
+def draws(trial):
+    return float(torch.rand(1, device=trial.device).item())
+
+def holds(trial):
+    """Four GiB, until its driver dies."""
+    held = torch.ones(2**30, device=trial.device)
+    torch.cuda.synchronize()
+    open(os.environ["TUNER_TEST_HOLDS"], "w").close()
+    signal.pause()
 '''
 
+FULL = """
+import sys, torch
+held, size = [], 2**34
+while size >= 2**20:
+    try:
+        held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+    except torch.OutOfMemoryError:
+        size //= 2
+print("full", flush=True)
+sys.stdin.read()
+"""
 
-@functools.cache
-def count() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
-
-def needs(gpus: int) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(count() < gpus, reason=f"needs {gpus} CUDA device(s), there are {count()}")
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
 
 
 pytestmark = [pytest.mark.gpu, needs(1)]
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Address of this machine's cores and GPUs."""
+    context = ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield context.address_info["address"]
+    ray.shutdown()
+    shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Any:
+def run(tmp_path: Path, cluster: str) -> Any:
     (tmp_path / "gpu_objectives.py").write_text(OBJECTIVES)
     url = f"sqlite:///{tmp_path}/tuner.db"
 
-    def start(name: str, n_trials: int, **settings: Any) -> list[TrialDetail]:
-        study = tuner.create_study("s", storage=url, sampler="random", seed=1)
-        tuner.optimize(study, f"{tmp_path}/gpu_objectives.py:{name}", n_trials, progress=False, **settings)
+    def start(target: str, n_trials: int, name: str = "s", **settings: Any) -> list[TrialDetail]:
+        study = tuner.create_study(name, storage=url, sampler="random", seed=1)
+        file = f"{tmp_path}/gpu_objectives.py"
+        tuner.optimize(study, f"{file}:{target}", n_trials, address=cluster, progress=False, **settings)
         engine = Database(url, create=False).engine
-        found = [reads.trial(engine, "s", number) for number in range(n_trials)]
+        found = [reads.trial(engine, name, number) for number in range(n_trials)]
         return [one for one in found if one is not None]
 
     return start
+
+
+@pytest.fixture
+def full() -> Iterator[subprocess.Popen[str]]:
+    """A process that holds all memory of the first device, until its input is closed."""
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", FULL], **piped)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "full\n"
+    yield process
+    process.stdin.close()
+    process.wait()
 
 
 def test_the_probe_finds_this_machines_devices_well() -> None:
@@ -154,14 +218,61 @@ def test_a_killed_attempt_gives_its_memory_back_and_its_tensors_come_back_on_the
     assert (trial.values, trial.user_attrs["at"][0]) == ((2000.0,), 3)
 
 
+def test_a_kernel_that_asserts_costs_its_own_trial_alone(run: Any) -> None:
+    first, second = run("asserts", 2, resources=Resources(gpus=1))
+    assert [row.reason for row in first.attempt_rows] == ["exception"]
+    assert "device-side assert" in first.attempt_rows[0].message
+    assert (second.values, [row.reason for row in second.attempt_rows]) == ((3.0,), ["complete"])
+
+
+def test_one_that_asserts_after_all_costs_the_next_trial_of_a_kept_process_nothing(run: Any) -> None:
+    _, second = run("asserts_unseen", 2, resources=Resources(gpus=1), isolation="shared", max_concurrent=1)
+    assert (second.values, [row.reason for row in second.attempt_rows]) == ((3.0,), ["complete"])
+
+
+def test_memory_that_neighbours_hold_is_no_fault_of_a_shared_device(
+    run: Any, full: subprocess.Popen[str]
+) -> None:
+    (trial,) = run("remembers", 1, resources=Resources(gpus=0.5), retry=tuner.Retry(on_oom="fail"))
+    assert [row.reason for row in trial.attempt_rows] == ["oom"]
+
+
+def test_a_seed_gives_the_same_numbers_on_the_device(run: Any) -> None:
+    first, second = run("draws", 2, resources=Resources(gpus=1))
+    assert first.values != second.values
+    (again, _) = run("draws", 2, resources=Resources(gpus=1), name="again")
+    assert again.values == first.values
+
+
+def test_of_a_killed_driver_no_memory_of_the_device_stays(tmp_path: Path) -> None:
+    (tmp_path / "gpu_objectives.py").write_text(OBJECTIVES)
+    before, begun = used(), tmp_path / "begun"
+    command = [sys.executable, "-m", "tuner", "run", f"{tmp_path}/gpu_objectives.py:holds", "--study", "s"]
+    options = ["--trials", "1", "--gpus", "1", "--storage", f"sqlite:///{tmp_path}/tuner.db"]
+    driver = subprocess.Popen(
+        [*command, *options, "--env", "TUNER_TEST_HOLDS"],
+        env={**os.environ, "TUNER_TEST_HOLDS": str(begun)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        assert until(begun.exists, 60)
+        assert used() - before >= 4096
+    finally:
+        driver.kill()
+        driver.wait()
+    assert until(lambda: used() - before < 256, 5), f"{used() - before} MiB more than before"
+
+
 @pytest.mark.parametrize(
     ("name", "direction", "good"), [("fashion", "maximize", 0.8), ("charlm", "minimize", 2.5)]
 )
-def test_the_examples_learn_on_a_device(name: str, direction: str, good: float, tmp_path: Path) -> None:
+def test_the_examples_learn_on_a_device(
+    name: str, direction: str, good: float, tmp_path: Path, cluster: str
+) -> None:
     url = f"sqlite:///{tmp_path}/tuner.db"
     study = tuner.create_study("s", storage=url, direction=direction, sampler="random", seed=1)
     target = f"{Path(objectives.__file__).parent}/{name}.py"
-    tuner.optimize(study, target, 4, resources=Resources(gpus=1), progress=False)
+    tuner.optimize(study, target, 4, resources=Resources(gpus=1), address=cluster, progress=False)
     assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
     assert study.best_value > good if direction == "maximize" else study.best_value < good
 

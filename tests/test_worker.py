@@ -93,6 +93,8 @@ def test_a_returned_number_is_complete(run: Any) -> None:
         ("sys.exit(3)", Reason.RANK_LOST, "the objective called sys.exit(3)"),
         ("raise MemoryError", Reason.OOM, "MemoryError"),
         ("import torch; raise torch.OutOfMemoryError('CUDA full')", Reason.OOM, "CUDA full"),
+        ("raise RuntimeError('CUDA error: out of memory')", Reason.OOM, "CUDA error: out of memory"),
+        ("raise ValueError('CUDA error: out of memory')", Reason.EXCEPTION, "ValueError"),
         ("raise KeyboardInterrupt", Reason.EXCEPTION, "KeyboardInterrupt"),
         ("raise ValueError('boom\\nmore')", Reason.EXCEPTION, "ValueError: boom"),
         ("raise GeneratorExit", Reason.EXCEPTION, "GeneratorExit"),

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner import objective as objectives
+from tuner.failures import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -130,22 +131,33 @@ def probe(
         patience: seconds that the memory of each may take to become free.
     """
     for index in range(count):
-        try:
-            why = look.compute(index)
-            deadline = clock() + patience
-            while alone and not why:
-                free, total = look.memory(index)
-                if free >= FREE * total:
-                    break
-                if clock() >= deadline:
-                    held = (total - free) / 2**30
-                    why = f"{held:.1f} of its {total / 2**30:.1f} GiB are held by other processes"
-                pause(0.1)
-        except Exception as error:  # whatever a driver or a library makes of it
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        deadline = None
+        while True:
+            why, passes = _wrong(look, index, alone)
+            deadline = clock() + patience if deadline is None else deadline
+            if not passes or clock() >= deadline:
+                break
+            pause(0.1)
         if why:
             return Fault(index=index, why=why)
     return None
+
+
+def _wrong(look: Look, index: int, alone: bool) -> tuple[str, bool]:
+    """What is wrong with a device, or "", and whether that may pass."""
+    try:
+        why = look.compute(index)
+        if why or not alone:
+            return why, False
+        free, total = look.memory(index)
+    except Exception as error:  # whatever a driver or a library makes of it
+        if not is_out_of_memory(error):
+            return (str(error).strip().splitlines() or [type(error).__name__])[0], False
+        # The device works. Where it is shared its memory is the neighbours' matter, and the objective's own.
+        return ("its memory is held by other processes", True) if alone else ("", False)
+    if free >= FREE * total:
+        return "", False
+    return f"{(total - free) / 2**30:.1f} of its {total / 2**30:.1f} GiB are held by other processes", True
 
 
 def within(seconds: float, give_up: Callable[[], None]) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from types import TracebackType
 from tuner.errors import BadMetric, CheckpointNotSaved, ProgramFailed
 from tuner.outcome import Outcome, Reason
 
-__all__ = ["raised", "stopped", "storable"]
+__all__ = ["is_out_of_memory", "raised", "stopped", "storable"]
 
 _MAX_MESSAGE = 1_000
 _MAX_TRACEBACK = 64 * 1024
@@ -20,6 +20,7 @@ _HARDWARE = (
     "uncorrectable nvlink error",
     "hardware stack error",
 )
+_FULL = ("cuda error: out of memory", "cuda driver error: out of memory", "status_alloc_failed")
 _OURS = str(Path(__file__).parent)
 
 
@@ -32,7 +33,7 @@ def raised(error: BaseException, reason: Reason | None = None, message: str | No
         message: instead of the exception's type and the first line of its text.
     """
     if reason is None:
-        reason = Reason.OOM if _is_out_of_memory(error) else Reason.EXCEPTION
+        reason = Reason.OOM if is_out_of_memory(error) else Reason.EXCEPTION
         if isinstance(error, CheckpointNotSaved):
             reason = Reason.CHECKPOINT_NOT_SAVED
         elif isinstance(error, ProgramFailed):
@@ -111,5 +112,9 @@ def _is_hardware(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in _HARDWARE)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: the host's, or a GPU's, which CUDA and its libraries put in many ways."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = _line(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _FULL)
