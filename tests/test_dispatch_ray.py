@@ -82,6 +82,14 @@ def second_rank_raises(trial):
     while True:
         dist.all_reduce(torch.ones(1))
 
+def cannot_leave(trial):
+    # as with nccl, whose group waits for a collective that no other rank joins
+    if trial.rank == 1:
+        dist.destroy_process_group = lambda: time.sleep(600)
+        raise ValueError("rank 1 has had enough")
+    while True:
+        time.sleep(0.01)
+
 def first_rank_returns(trial):
     while trial.rank:
         time.sleep(0.01)
@@ -282,6 +290,14 @@ def test_a_killed_rank_is_the_cause_and_the_same_group_takes_the_next_trial(pair
 def test_the_error_of_one_rank_frees_the_other_and_gives_the_reason(pair: Driver) -> None:
     outcome = pair.run("second_rank_raises", 5)
     assert (outcome.reason, outcome.message) == (Reason.EXCEPTION, "ValueError: rank 1 cannot")
+
+
+def test_the_error_of_a_rank_whose_group_does_not_let_it_go_is_the_reason(
+    pair: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_group, "LEAVING", 0.2)
+    outcome = pair.run("cannot_leave", 14)
+    assert (outcome.reason, outcome.message) == (Reason.EXCEPTION, "ValueError: rank 1 has had enough")
 
 
 def test_a_rank_that_stays_when_rank_0_has_returned_is_ended(

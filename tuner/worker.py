@@ -79,11 +79,13 @@ def run(
         ending = _Ending(outcome=_named(place, error.fault.index, error.fault.why), device=error.fault.index)
     except BaseException as error:
         ending = _Ending(outcome=_failed_start(error), collateral=_is_collateral(error, place))
-    if not ending.returned:
-        _leave_group()  # before anything else: a peer may wait in a collective
     channel.send(
         Finished(outcome=ending.outcome, collateral=ending.collateral, device=ending.device, seconds=seconds)
     )
+    # Once that is said: it frees a peer that waits in a collective, but nccl waits in it for those that were
+    # begun, which a peer may never join. Then the driver ends this process.
+    if not ending.returned:
+        _leave_group()
     well = ending.outcome.reason in (Reason.COMPLETE, Reason.PRUNED)
     if store is not None:
         _farewell(store, place, ending.returned, ending.returned or well)
