@@ -9,18 +9,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.test_zygote import assignment, attribute, drain_until, until_ended
 from tuner.channel import Place
-from tuner.dispatch.ahead import Ahead
+from tuner.dispatch import ahead as aheads
+from tuner.dispatch.ahead import MOST, Ahead
 from tuner.dispatch.shell import Shell
 from tuner.dispatch.surroundings import SHELL_MARK
 from tuner.messages import UserAttr
 from tuner.outcome import Reason
 from tuner.processes import MARK, is_gone, marked
+from tuner.resources import Resources
 
 RUN = f"start-tests-{os.getpid()}"
 
@@ -76,17 +79,18 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hired() -> Iterator[tuple[Shell, int]]:
     """A shell whose zygote was there before it, and that zygote."""
-    ahead = Ahead(RUN, 1, ("torch",))
+    ahead = Ahead(RUN, 1, ("torch",), 1)
     ahead._process.wait(timeout=60)  # its parent
-    (waiting,) = marked(os.path.basename(ahead.folder), SHELL_MARK)
+    (folder,) = ahead.take(1)
+    (waiting,) = marked(os.path.basename(folder), SHELL_MARK)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SET_SINCE", "yes")
-        shell = Shell(RUN, cpus=1, hide_gpus=True, preload=("torch",), folder=ahead.folder)
+        shell = Shell(RUN, cpus=1, hide_gpus=True, preload=("torch",), folder=folder)
     yield shell, waiting
     shell.shutdown(1)
     ahead.end()
     assert marked(RUN) == []
-    assert not Path(ahead.folder).exists()
+    assert not Path(folder).exists()
 
 
 def test_a_shell_takes_the_zygote_that_waits_for_it_and_gives_it_its_environment(
@@ -113,14 +117,14 @@ def test_a_shell_takes_the_zygote_that_waits_for_it_and_gives_it_its_environment
 
 def test_a_shell_starts_its_own_where_the_one_that_waited_has_died(file: Path) -> None:
     run = f"{RUN}-dead"
-    ahead = Ahead(run, 1, ())
+    ahead = Ahead(run, 1, (), 1)
     ahead._process.wait(timeout=60)
     victims = [psutil.Process(pid) for pid in marked(run)]
     for one in victims:
         one.kill()
     # one whose environment is gone may still hold its socket for a moment
     assert not psutil.wait_procs(victims, timeout=30)[1]
-    shell = Shell(run, cpus=1, hide_gpus=True, preload=(), folder=ahead.folder)
+    shell = Shell(run, cpus=1, hide_gpus=True, preload=(), folder=ahead.take(1)[0])
     try:
         shell.start([assignment(file, "tells", run=run)], Place())
         assert until_ended(shell).reason == Reason.COMPLETE
@@ -138,8 +142,8 @@ def test_a_zygote_is_started_by_one_that_has_many_files_open(file: Path) -> None
     run = f"{RUN}-many"
     many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
-        ahead = Ahead(run, 1, ())
-        shell = Shell(run, cpus=1, hide_gpus=True, preload=(), folder=ahead.folder)
+        ahead = Ahead(run, 1, (), 1)
+        shell = Shell(run, cpus=1, hide_gpus=True, preload=(), folder=ahead.take(1)[0])
         try:
             shell.start([assignment(file, "tells", run=run)], Place())
             assert until_ended(shell).reason == Reason.COMPLETE
@@ -154,13 +158,68 @@ def test_a_zygote_is_started_by_one_that_has_many_files_open(file: Path) -> None
 
 def test_a_zygote_ends_with_the_driver_that_has_no_shell_for_it() -> None:
     run = f"{RUN}-alone"
-    ahead = Ahead(run, 1, ())
+    ahead = Ahead(run, 1, (), 1)
     assert ahead._process.stdin is not None
     ahead._process.wait(timeout=60)
     ahead._process.stdin.close()  # as when the driver is killed
     until_ended_by_itself(run)
-    assert not Path(ahead.folder).exists()
+    assert not Path(ahead.take(1)[0]).exists()
     ahead.end()
+
+
+def test_one_process_imports_for_several_zygotes_which_end_apart(file: Path) -> None:
+    run = f"{RUN}-several"
+    ahead = Ahead(run, 1, ("torch",), 3)
+    shells = {
+        folder: Shell(run, cpus=1, hide_gpus=True, preload=("torch",), folder=folder)
+        for folder in ahead.take(2)
+    }
+    told: dict[str, Any] = {}
+    for folder, shell in shells.items():
+        shell.start([assignment(file, "tells", run=run)], Place())
+        messages, _ = drain_until(shell, lambda message: isinstance(message, UserAttr))
+        told[folder] = attribute(messages)
+        assert until_ended(shell).reason == Reason.COMPLETE
+    for folder in shells:
+        mark = os.path.basename(folder)
+        assert told[folder]["environment"][SHELL_MARK] == mark
+        assert marked(mark, SHELL_MARK) == [told[folder]["zygote"]], "seen from outside it has its own mark"
+    assert ahead.take(2) == (), "so many are not left"
+    first, second = shells.values()
+    first.shutdown(1)
+    second.start([assignment(file, "tells", run=run, number=1)], Place())
+    assert until_ended(second).reason == Reason.COMPLETE
+    second.shutdown(1)
+    (left,) = ahead.take(1)
+    assert marked(run) == marked(os.path.basename(left), SHELL_MARK)
+    assert len(marked(run)) == 1
+    ahead.end()
+    assert marked(run) == []
+    assert not any(Path(folder).exists() for folder in (*shells, left))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "groups", "cores", "count"),
+    [
+        (Resources(cpus=1, gpus=0), None, 4, 4),
+        (Resources(cpus=1, gpus=0), 3, 4, 3),
+        (Resources(cpus=1, gpus=0), None, 64, MOST),
+        (Resources(ranks=2, cpus=0.5, gpus=0), None, 2, 4),
+        (Resources(ranks=3, cpus=1, gpus=0), None, 64, 6),
+        (Resources(ranks=12, cpus=1, gpus=0), 2, 64, 12),
+        (Resources(cpus=8, gpus=0), None, 4, 1),
+        (Resources(ranks=5, cpus=0.1, gpus=0), None, 4, 0),
+        (Resources(cpus=1, gpus=1), None, 4, 0),
+    ],
+)
+def test_as_many_are_started_ahead_as_will_be_needed_at_once(
+    wanted: Resources, groups: int | None, cores: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    made: list[int] = []
+    monkeypatch.setattr(aheads, "Ahead", lambda run, cpus, preload, count: made.append(count))
+    aheads.start_groups(RUN, wanted, (), groups)
+    assert sum(made) == count
 
 
 def test_what_is_refused_starts_no_ray_and_leaves_nothing(tmp_path: Path) -> None:
@@ -181,7 +240,7 @@ def test_what_is_refused_starts_no_ray_and_leaves_nothing(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["False []"] * 5
+    assert done.stdout.splitlines() == ["False None"] * 5
     said = done.stderr.splitlines()
     assert len(said) == 5, done.stderr
     for line, word in zip(said, ("nothing", "broken", "trial_timeout", "no-such", "there"), strict=True):

@@ -1,8 +1,9 @@
-"""Zygotes that are started before a local Ray: the first group's shells find their imports done.
+"""Zygotes that are started before a local Ray: its shells find their imports done.
 
-Each listens in a folder that becomes its shell's. Until the shell calls there it lives by a pipe from the
-driver, whose end ends it. What its modules read of the environment while they are imported is as a shell
-would set it; so only ranks without GPUs are served, since which ones another gets is Ray's to say.
+One process imports for all of them, and is forked. Each listens in a folder that becomes its shell's. Until
+the shell calls there it lives by a pipe from the driver, whose end ends it. What its modules read of the
+environment while they are imported is as a shell would set it; so only ranks without GPUs are served, since
+which ones another gets is Ray's to say.
 
 ``tuner run`` starts them when it looks at its objective, whose imports take as long here as there
 (:func:`begin`), and another driver when it starts Ray.
@@ -25,58 +26,90 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.dispatch import working_folder
-from tuner.dispatch.surroundings import SHELL_MARK, environment
+from tuner.dispatch.surroundings import SHELL_MARK, environment, rename
 from tuner.imports import TORCH
 from tuner.processes import sweep
 from tuner.resources import Resources
 
-__all__ = ["Ahead", "begin", "call", "end", "hired", "mark", "modules", "start", "start_group", "taken"]
+__all__ = [
+    "Ahead",
+    "begin",
+    "call",
+    "end",
+    "hatched",
+    "hired",
+    "mark",
+    "modules",
+    "start",
+    "start_groups",
+    "taken",
+]
 
+MOST = 8  # zygotes that wait at once
 _ADDRESS = "zygote"  # in the folder
 _SIZE = struct.Struct("!I")
 
 
 class Ahead:
-    """One zygote that has no shell yet (the driver's side).
+    """Zygotes that have no shells yet (the driver's side).
 
     Args:
         run: mark of the run.
-        cpus: cores of its rank.
-        preload: modules that it imports.
+        cpus: cores of each one's rank.
+        preload: modules that they have imported.
+        count: of zygotes.
 
     Attributes:
         run: as it was given.
-        folder: of the shell that is to have it.
+        is_taken: some were.
 
     Raises:
         OSError: the folder for temporary files cannot be used, such as one with a very long name.
     """
 
-    def __init__(self, run: str, cpus: float, preload: Sequence[str]) -> None:
+    def __init__(self, run: str, cpus: float, preload: Sequence[str], count: int) -> None:
         self.run = run
+        self.is_taken = False
         self._has = (cpus, tuple(preload))
-        self.folder = tempfile.mkdtemp(prefix=f"tuner-{run}-")
+        self._folders: list[str] = []
+        listeners: list[socket.socket] = []
         try:
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(f"{self.folder}/{_ADDRESS}")
-                listener.listen(1)
-                own = environment(run, os.path.basename(self.folder), cpus, True, "")
-                self._process = start(listener, self.folder, preload, own, subprocess.PIPE)
+            for _ in range(count):
+                self._folders.append(tempfile.mkdtemp(prefix=f"tuner-{run}-"))
+                listeners.append(socket.socket(socket.AF_UNIX))
+                listeners[-1].bind(f"{self._folders[-1]}/{_ADDRESS}")
+                listeners[-1].listen(1)
+            own = environment(run, os.path.basename(self._folders[0]), cpus, True, "")
+            self._process = start(listeners, self._folders[0], preload, own, subprocess.PIPE)
         except OSError:
-            working_folder.remove(self.folder)
+            for folder in self._folders:
+                working_folder.remove(folder)
             raise
+        finally:
+            for listener in listeners:
+                listener.close()
+        self._free = [*self._folders]
 
     def is_for(self, cpus: float, preload: Sequence[str]) -> bool:
         """Whether a shell without GPUs would start the same."""
         return self._has == (cpus, tuple(preload))
 
+    def take(self, count: int) -> tuple[str, ...]:
+        """The folders for so many shells, whose zygotes wait there; none where too few are left."""
+        if count > len(self._free):
+            return ()
+        self.is_taken = True
+        taken, self._free = self._free[:count], self._free[count:]
+        return tuple(taken)
+
     def end(self) -> None:
-        """End it with its shell's folder, unless that shell has done so. Can be called twice."""
+        """End them with their shells' folders, unless those have done so. Can be called twice."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()  # for what has started it
-        sweep(os.path.basename(self.folder), SHELL_MARK)  # it may be at its imports
-        working_folder.remove(self.folder)
+        self._process.wait()  # for what has started them
+        for folder in self._folders:
+            sweep(os.path.basename(folder), SHELL_MARK)  # it may be at its imports
+            working_folder.remove(folder)
 
 
 def modules(wanted: Resources, own: Sequence[str]) -> tuple[str, ...]:
@@ -84,23 +117,30 @@ def modules(wanted: Resources, own: Sequence[str]) -> tuple[str, ...]:
     return (*((TORCH,) if wanted.count > 1 or wanted.gpus else ()), *own)
 
 
-def start_group(run: str, wanted: Resources, own: Sequence[str]) -> list[Ahead]:
-    """The zygotes for the ranks of one group; none where there can be none."""
-    group: list[Ahead] = []
-    if not wanted.gpus and wanted.count <= (os.cpu_count() or 1):
-        with contextlib.suppress(OSError):
-            for _ in range(wanted.count):
-                group.append(Ahead(run, wanted.cpus, modules(wanted, own)))
-    return group
+def start_groups(run: str, wanted: Resources, own: Sequence[str], groups: int | None) -> Ahead | None:
+    """The zygotes for the ranks of the first groups; None where there can be none.
+
+    Args:
+        groups: that will be there at once at most, where that is known.
+    """
+    cores = os.cpu_count() or 1
+    if wanted.gpus or wanted.count > cores:
+        return None
+    room = int(cores / (wanted.count * wanted.cpus)) if wanted.cpus else cores
+    count = wanted.count * max(1, min(groups or room, room, MOST // wanted.count))
+    with contextlib.suppress(OSError):
+        return Ahead(run, wanted.cpus, modules(wanted, own), count)
+    return None
 
 
 _begun: list[Ahead] = []
 
 
-def begin(wanted: Resources, own: Sequence[str]) -> None:
+def begin(wanted: Resources, own: Sequence[str], groups: int | None) -> None:
     """Start the zygotes of the run that this process is about to begin; it takes them, or :func:`end`."""
     end()
-    _begun.extend(start_group(_new_mark(), wanted, own))
+    if (begun := start_groups(_new_mark(), wanted, own, groups)) is not None:
+        _begun.append(begun)
 
 
 def end() -> None:
@@ -114,13 +154,9 @@ def mark() -> str:
     return _begun[0].run if _begun else _new_mark()
 
 
-def taken(run: str) -> list[Ahead]:
+def taken(run: str) -> Ahead | None:
     """What :func:`begin` has started for a run: the caller's from here on."""
-    if not _begun or _begun[0].run != run:
-        return []
-    found = [*_begun]
-    _begun.clear()
-    return found
+    return _begun.pop() if _begun and _begun[0].run == run else None
 
 
 def _new_mark() -> str:
@@ -128,20 +164,25 @@ def _new_mark() -> str:
 
 
 def start(
-    connection: socket.socket, folder: str, preload: Sequence[str], env: Mapping[str, str], stdin: int
+    connections: Sequence[socket.socket],
+    folder: str,
+    preload: Sequence[str],
+    env: Mapping[str, str],
+    stdin: int,
 ) -> subprocess.Popen[bytes]:
     """Start a zygote; what is returned is not itself, but its parent, which ends at once.
 
     Args:
-        connection: its end of a control socket, or one that listens for :func:`call`.
+        connections: its end of a control socket; or for each zygote one that listens for :func:`call`.
     """
+    numbers = [connection.fileno() for connection in connections]
     return subprocess.Popen(
         # -P: a file of the user's in the working folder must not stand in for one of ours
         [
             *(sys.executable, "-P", "-m", "tuner.dispatch.zygote"),
-            *(str(connection.fileno()), folder, *preload),
+            *(",".join(map(str, numbers)), folder, *preload),
         ],
-        pass_fds=[connection.fileno()],
+        pass_fds=numbers,
         env=dict(env),
         stdin=stdin,
         start_new_session=True,
@@ -164,6 +205,30 @@ def call(folder: str, env: Mapping[str, str]) -> socket.socket | None:
         connection.close()
         return None
     return connection
+
+
+def hatched(given: Sequence[socket.socket], folder: str) -> tuple[socket.socket, str]:
+    """Become one of the zygotes that this process has imported for; where there are several it forks them,
+    and ends.
+
+    Args:
+        given: a control socket, or for each zygote the one that listens.
+        folder: of the first.
+
+    Returns:
+        The zygote's own socket and folder.
+    """
+    if len(given) == 1:
+        return given[0], folder
+    for one in given:
+        if os.fork() == 0:
+            own = os.path.dirname(one.getsockname())
+            rename(SHELL_MARK, os.path.basename(folder), os.path.basename(own))
+            for other in given:
+                if other is not one:
+                    other.close()
+            return one, own
+    os._exit(0)  # they are nobody's children then: what one ends with all that is below it is no other
 
 
 def hired(control: socket.socket) -> socket.socket | None:

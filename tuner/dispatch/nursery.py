@@ -230,7 +230,7 @@ class Nursery:
         ours, theirs = socket.socketpair()
         with theirs:
             process = ahead.start(
-                theirs, str(self._folder), self._preload, self._environment, subprocess.DEVNULL
+                [theirs], str(self._folder), self._preload, self._environment, subprocess.DEVNULL
             )
         self._attach(ours, process)
 

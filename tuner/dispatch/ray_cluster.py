@@ -56,6 +56,7 @@ class RayExecutor(Executor):
             ``$RAY_ADDRESS``, else a local one that is started and ended here.
         runtime_env: what is sent to every node; see :mod:`tuner.runtime_env`.
         preload: of the objective whose attempts are expected.
+        at_once: attempts that will be here at most, where that is known.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class RayExecutor(Executor):
         address: str | None = None,
         runtime_env: Mapping[str, Any] | None = None,
         preload: Sequence[str] = (),
+        at_once: int | None = None,
     ) -> None:
         self._connection = Connection(address, runtime_env)
         self._preload = tuple(preload)
+        self._at_once = at_once
         self._usual: tuple[Resources, ...] = ()
-        self._ahead: list[ahead.Ahead] = []
-        self._ahead_is_given = False
+        self._ahead: ahead.Ahead | None = None
         self._groups: list[Group] = []
         self._parting: list[Group] = []
         self._waiting: deque[Assignment] = deque()
@@ -93,7 +95,8 @@ class RayExecutor(Executor):
     ) -> Cluster:
         self._run, self._epoch, self._sink, self._study = run, epoch, sink, study
         if resources and self._connection.starts_ray:
-            self._ahead = ahead.taken(run) or ahead.start_group(run, resources[0], self._preload)
+            begun = ahead.taken(run)
+            self._ahead = begun or ahead.start_groups(run, resources[0], self._preload, self._at_once)
         self._connection.open(run)
         if (host := self._connection.line_host()) is not None:
             self.exchange.listen(host)
@@ -389,18 +392,19 @@ class RayExecutor(Executor):
         return not shape.filler
 
     def _with_ahead(self, shape: Shape) -> Shape:
-        """What was started ahead goes to the first group, or ends where that is of another kind."""
-        if self._ahead_is_given:
+        """What was started ahead goes to the first groups, or ends where the first is of another kind."""
+        if self._ahead is None:
             return shape
-        self._ahead_is_given = True
-        if shape.hide_gpus and all(one.is_for(shape.cpus, shape.preload) for one in self._ahead):
-            return dataclasses.replace(shape, ahead=tuple(one.folder for one in self._ahead))
-        self._end_ahead()
+        if shape.hide_gpus and self._ahead.is_for(shape.cpus, shape.preload):
+            return dataclasses.replace(shape, ahead=self._ahead.take(shape.ranks))
+        if not self._ahead.is_taken:
+            self._end_ahead()
         return shape
 
     def _end_ahead(self) -> None:
-        while self._ahead:
-            self._ahead.pop().end()
+        if self._ahead is not None:
+            self._ahead.end()
+            self._ahead = None
 
     def _has_room(self, shape: Shape, at_most: bool = False) -> bool:
         if shape.filler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from tuner import credentials, shared_folder
 from tuner.processes import MARK
 
-__all__ = ["SHELL_MARK", "environment", "loopback"]
+__all__ = ["SHELL_MARK", "environment", "loopback", "rename"]
 
 SHELL_MARK = "TUNER_SHELL"
 """In the environment of a shell's processes, beside the run's mark."""
@@ -47,3 +48,22 @@ def environment(run: str, mark: str, cpus: float, hide_gpus: bool, shared: str) 
     if hide_gpus:
         found["CUDA_VISIBLE_DEVICES"] = ""
     return found
+
+
+def rename(name: str, old: str, new: str) -> None:
+    """Change a mark of this process in place, where the kernel shows what its environment began with.
+
+    Args:
+        old, new: its values, of one length.
+
+    Raises:
+        OSError: it is not there.
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[47]), int(fields[48])  # env_start and env_end; see proc(5)
+    begins = b"\0" + ctypes.string_at(start, end - start)
+    at = begins.find(f"\0{name}={old}\0".encode())
+    if at < 0 or len(old) != len(new):
+        raise OSError(f"{name}={old} is not in the environment that this process began with")
+    value = new.encode()
+    ctypes.memmove(start + at + len(name) + 1, value, len(value))

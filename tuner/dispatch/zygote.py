@@ -5,9 +5,9 @@ waits for requests of its shell, forks, and reports exact exit codes and signals
 ends, everything that the child left behind is ended too: the zygote is the subreaper of its
 tree. When the shell dies, its end of the control socket closes, and the zygote ends all.
 
-Run as ``python -m tuner.dispatch.zygote FD FOLDER [MODULE ...]``: the control socket, or one that
-listens for the shell (:mod:`tuner.dispatch.ahead`); the shell's
-folder, which goes with the shell, and modules to import once for all ranks.
+Run as ``python -m tuner.dispatch.zygote FD[,FD...] FOLDER [MODULE ...]``: the control socket, or those that
+listen for the shells of several (:mod:`tuner.dispatch.ahead`); the first shell's folder, which goes with the
+shell, and modules to import once for all ranks.
 """
 
 from __future__ import annotations
@@ -92,9 +92,10 @@ def main() -> None:
         os._exit(0)
     with contextlib.suppress(OSError):  # Ray's workers are nice; a training need not be, nor its imports
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-    number = int(sys.argv[1])
-    given = socket.socket(fileno=os.dup(number))  # select takes none above 1023: who started us may have many
-    os.close(number)
+    given = []
+    for number in map(int, sys.argv[1].split(",")):
+        given.append(socket.socket(fileno=os.dup(number)))  # select takes none above 1023: who started us may
+        os.close(number)  # have many
     preload, later = ["optuna", "tuner.worker", *sys.argv[3:]], []
     if any(name.partition(".")[0] == "torch" for name in sys.argv[3:]):
         preload, later = ["torch", *preload], [*_LATER]
@@ -105,20 +106,23 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    become_subreaper()
+    if len(given) > 1:  # once for all, and before Ray is there
+        _import_later(later)
     gc.collect()
     gc.freeze()
+    own, folder = ahead.hatched(given, sys.argv[2])
+    become_subreaper()
     wake, wake_write = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    control = ahead.hired(given)
+    control = ahead.hired(own)
     if control is not None:
         _tell(control, {"ready": os.getpid()})
         _serve(control, wake, wake_write, later)
     _end_children()
-    working_folder.remove(sys.argv[2])
+    working_folder.remove(folder)
     shared_folder.sweep()  # the last shell of a node may have been killed
 
 
