@@ -131,7 +131,7 @@ def test_stopped_at_a_boundary_on_another_host(
     assert second.wait() == 0
     assert first.line() == "held"
     first.signal(signal.SIGCONT)
-    assert first.wait() == 3
+    assert first.wait() == 3, first.errors()
     assert first.line().startswith("lost: ")
     clean(url, first, second)
 
