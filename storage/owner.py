@@ -18,7 +18,7 @@ __all__ = ["alive", "end", "identity", "same_host", "shown"]
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # not Linux: the host name is the best there is
+    except (FileNotFoundError, PermissionError):  # not Linux: the host name is the best there is
         return socket.gethostname()
 
 
@@ -30,11 +30,15 @@ def _pid_namespace() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """The kernel's start time of a process in ticks since boot; None when it is gone or a zombie."""
+    """The kernel's start time of a process in ticks since boot; None when it is gone or a zombie.
+
+    Raises:
+        OSError: nobody can say, for instance where this process may open no further file.
+    """
     try:
         # a process may name itself in any bytes
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else fields[19]
 
@@ -58,10 +62,15 @@ def same_host(owner: Mapping[str, object]) -> bool:
 
 
 def alive(owner: Mapping[str, object]) -> bool | None:
-    """Whether the owner's process lives; None when it is on another host, so nobody can say."""
-    if not same_host(owner):
+    """Whether the owner's process lives; None when nobody can say: it is on another host, or this process
+    may open no further file.
+    """
+    try:
+        if not same_host(owner):
+            return None
+        return _start_time(int(str(owner["pid"]))) == owner.get("start_time")
+    except OSError:
         return None
-    return _start_time(int(str(owner["pid"]))) == owner.get("start_time")
 
 
 def end(owner: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.files import no_further_file
 from tuner.dispatch.exchange import STRANGERS, Exchange, Line
 from tuner.dispatch.line import Frames, Offer, frame, ring, serve
 
@@ -211,6 +212,22 @@ def test_strangers_that_say_nothing_hold_up_nobody(bench: Bench) -> None:
     finally:
         for stranger in strangers:
             stranger.close()
+
+
+def test_who_may_open_no_further_file_takes_no_further_line_and_waits_in_peace(bench: Bench) -> None:
+    offer = bench.exchange.offer(bench.line)
+    assert offer is not None
+    with socket.create_connection((offer.host, offer.port)), no_further_file():
+        bench.exchange.wait(BOUND)
+    woken: list[int] = []
+    waking = threading.Timer(0.2, bench.exchange.put, (woken.append, 1))
+    waking.start()
+    bench.exchange.wait(BOUND)  # it is woken by nobody else
+    bench.exchange.wait(0)
+    assert woken == [1]
+    assert bench.exchange.offer(bench.line) is None
+    bench.call("reply", 1)
+    assert bench.answers(1) == ["by Ray"]
 
 
 def test_without_a_driver_to_reach_there_is_no_line() -> None:

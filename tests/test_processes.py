@@ -15,8 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from storage import owner
+from tests.files import no_further_file
 from tuner.dispatch.reaper import Reaper
-from tuner.processes import MARK, kill_tree, marked, sweep
+from tuner.messages import RankInfo
+from tuner.processes import MARK, are_ended, is_gone, kill_tree, marked, sweep
 
 # Starts a child that leaves its session, says so, and waits for ever.
 PARENT = """
@@ -125,6 +128,8 @@ def test_killing_a_tree_that_is_gone_does_nothing() -> None:
 
 DRIVER = """
 import sys, time
+from storage import owner
+from tests.files import no_further_file
 from tuner.dispatch.reaper import Reaper
 reaper = Reaper(sys.argv[1])
 reaper.remove(sys.argv[2])
@@ -174,6 +179,23 @@ def test_the_reaper_survives_signals_of_a_terminal_and_leaves_when_it_is_dismiss
     assert process.poll() is None, "a dismissed reaper kills nothing"
     sweep(run)
     process.wait(timeout=10)
+
+
+def test_who_may_open_no_further_file_takes_nobody_for_dead(run: str) -> None:
+    process = start(run)
+    named = owner.identity(run, process.pid)
+    rank = RankInfo(rank=0, host="here", node="", pid=process.pid, process=named)
+    with no_further_file():
+        assert not is_gone(process.pid)
+        assert owner.alive(named) is None
+        assert not are_ended([rank], seconds=0.05)
+        with pytest.raises(OSError, match="Too many open files"):
+            owner.identity(run, process.pid)
+    assert owner.alive(named)
+    sweep(run)
+    process.wait(timeout=10)
+    assert is_gone(process.pid)
+    assert owner.alive(named) is False
 
 
 def test_the_reaper_imports_neither_ray_nor_torch() -> None:

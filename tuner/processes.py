@@ -131,7 +131,7 @@ def are_ended(ranks: Iterable[RankInfo], seconds: float = 5.0) -> bool:
         if not owner.same_host(rank.process):
             return False
         owner.end(rank.process)
-        while owner.alive(rank.process):
+        while owner.alive(rank.process) is not False:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
@@ -165,9 +165,13 @@ def _prctl(option: int, value: int) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, collected by its parent or not."""
+    """Whether a process has ended, collected by its parent or not. Where this process may open no further
+    file, nobody can say, and it has not.
+    """
     try:
         # a process may name itself in any bytes
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
+    except OSError:
+        return False

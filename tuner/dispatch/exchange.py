@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Any], None]
 STRANGERS = 64  # connections at once that have not proved yet that they know a key
+_FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Exchange:
@@ -110,12 +112,23 @@ class Exchange:
             self._bell.recv(CHUNK)
 
     def _knocked(self, _events: int) -> None:
-        with contextlib.suppress(OSError):
+        try:
             stranger, _ = self._door.accept()  # type: ignore[union-attr]
-            if self._strangers.acquire(blocking=False):
-                threading.Thread(target=self._greet, args=(stranger,), daemon=True).start()
-            else:
-                stranger.close()
+        except OSError as error:
+            if error.errno in _FULL:  # who knocks would go on knocking, and wake us each time
+                self._shut(error)
+            return
+        if self._strangers.acquire(blocking=False):
+            threading.Thread(target=self._greet, args=(stranger,), daemon=True).start()
+        else:
+            stranger.close()
+
+    def _shut(self, why: OSError) -> None:
+        """Take no further lines: shells that have none are called by Ray."""
+        log.info("no further lines to shells: %s", why)
+        self._selector.unregister(self._door)  # type: ignore[arg-type]
+        self._door.close()  # type: ignore[union-attr]
+        self._door = None
 
     def _greet(self, stranger: socket.socket) -> None:
         """A thread: it waits for the other end, which may say nothing."""
