@@ -184,9 +184,10 @@ def test_a_question_is_answered_and_the_outcome_is_the_last_message(shell: Shell
 
 
 def test_a_start_that_is_repeated_forks_no_second_child(shell: Shell, file: Path) -> None:
-    given = [assignment(file, "quadratic")]
+    given = [assignment(file, "quadratic", number=77)]
     placed = shell.start_again(given, Place()).placed  # the first did not come
     assert shell.start_again(given, Place()).placed == placed
+    assert shell.start(given, Place()).placed == placed  # it was late
     messages, _ = drain_until(shell, lambda message: isinstance(message, Question))
     shell.drain(0, 1, [Answer(id=question_of(messages).id, value=0.5)], 0)
     assert until_ended(shell) == Outcome(reason=Reason.COMPLETE, values=(0.25,))

@@ -144,6 +144,7 @@ class Shell:
         self._environment = environment(run, self._folder.name, cpus, hide_gpus, shared)
         self._changed = threading.Condition()
         self._starting = threading.Lock()
+        self._again: set[tuple[int, int, int]] = set()  # attempts whose start was called again
         self._outbox = Outbox()
         self._series: Sequence[Assignment] = ()
         self._assignment: Assignment | None = None  # the one of the series that runs
@@ -232,13 +233,15 @@ class Shell:
         """
         self._check(series[0].epoch)
         with self._starting:
-            self._fork(series, place)
+            if _key(series[0]) not in self._again:  # else it lay in a line that broke, and comes late
+                self._fork(series, place)
         return self._begun(timeout)
 
     def start_again(self, series: Sequence[Assignment], place: Place, timeout: float = 0.0) -> Begun:
         """As :meth:`start`, of which nobody knows whether it came: it forks no second child."""
         self._check(series[0].epoch)
         with self._starting:
+            self._again.add(_key(series[0]))
             if not self._series or _key(self._series[0]) != _key(series[0]):
                 self._fork(series, place)
         return self._begun(timeout)
