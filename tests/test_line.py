@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.files import no_further_file
 from tuner.dispatch.exchange import STRANGERS, Exchange, Line
-from tuner.dispatch.line import Frames, Offer, frame, ring, serve
+from tuner.dispatch.line import THREADS, Frames, Offer, Service, frame, ring
 
 BOUND = 20.0
 
@@ -29,8 +29,10 @@ class Shell:
     def __init__(self) -> None:
         self.told = threading.Event()
         self.waits = threading.Event()
+        self.replies: list[Any] = []
 
     def reply(self, value: Any) -> Any:
+        self.replies.append(value)
         return value
 
     def drain(self, message: str) -> str:
@@ -84,6 +86,7 @@ class Bench:
         self.line = Line(self.exchange, self.actor)
         self.results: list[Any] = []
         self.far: socket.socket | None = None
+        self.service: Service | None = None
 
     def connect(self, served: bool = True) -> None:
         offer = self.exchange.offer(self.line)
@@ -96,7 +99,7 @@ class Bench:
         (self.far,) = rung
         assert self.far is not None
         if served:
-            serve(self.far, self.shell)
+            self.service = Service(self.far, self.shell)
 
     def call(self, method: str, *arguments: Any) -> None:
         self.line.call(method, *arguments, then=self.results.append)
@@ -173,7 +176,34 @@ def test_a_line_that_breaks_loses_no_call(bench: Bench) -> None:
     assert bench.answers(2) == ["by Ray", "by Ray"]
     bench.call("drain", 4)
     bench.answers(3)
-    assert bench.actor.calls == [("drain", 1), ("reply", 2), ("start_again", 3), ("drain", 4)]
+    assert bench.actor.calls == [
+        ("hang_up", bench.line._name),
+        ("drain", 1),
+        ("reply", 2),
+        ("start_again", 3),
+        ("drain", 4),
+    ]
+
+
+def test_nothing_of_a_line_is_carried_out_after_its_shell_has_hung_up(bench: Bench) -> None:
+    bench.connect()
+    for _ in range(THREADS):
+        bench.call("drain", "over")
+    assert bench.shell.waits.wait(BOUND)
+    bench.call("reply", "late")
+    bench.line.drop()
+    bench.call("reply", "meanwhile")
+    assert bench.actor.calls == [("hang_up", bench.line._name)], "nothing passes it"
+    assert bench.service is not None
+    bench.service.end()
+    bench.shell.told.set()
+    deadline = time.monotonic() + BOUND
+    while any(thread.name == "tuner-line" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert bench.shell.replies == []
+    assert bench.answers(THREADS + 2) == ["by Ray"] * (THREADS + 2)
+    assert bench.actor.calls[-2:] == [("reply", "late"), ("reply", "meanwhile")]
 
 
 def test_a_shell_that_reads_nothing_stops_no_driver(bench: Bench) -> None:
@@ -182,7 +212,7 @@ def test_a_shell_that_reads_nothing_stops_no_driver(bench: Bench) -> None:
     for _ in range(10):
         bench.call("reply", much)
     assert bench.far is not None
-    serve(bench.far, bench.shell)
+    Service(bench.far, bench.shell)
     assert bench.answers(10) == [much] * 10
     bench.call("reply", "and on")
     assert bench.answers(11)[-1] == "and on"

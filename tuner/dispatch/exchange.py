@@ -150,7 +150,7 @@ class Exchange:
         if line is None:
             connection.close()
         else:
-            line.connect(connection)
+            line.connect(connection, name)
 
 
 class Line:
@@ -168,31 +168,35 @@ class Line:
         self._numbers = itertools.count(1)
         self._calls: dict[int, tuple[str, tuple[Any, ...], Handler | None]] = {}  # that are not answered
         self._unsent = bytearray()
+        self._name = b""
+        self._breaks = False  # its shell is being told
 
     def call(self, method: str, *arguments: Any, then: Handler | None = None, again: str = "") -> None:
         """Call a method of the shell, and the handler with its result or its error.
 
-        Where the line breaks, what was not answered is called again by Ray, which says whether the shell
-        lives; it may have been carried out.
+        Where the line breaks, the shell is told so by Ray, which says whether it lives; then what was not
+        answered is called again. It may have been carried out, but nothing of the line comes after that.
 
         Args:
             again: another method for that.
         """
-        if not self.is_made:
+        if not self.is_made and not self._breaks:
             self._by_ray(method, arguments, then)
             return
         number = next(self._numbers)
         self._calls[number] = (again or method, arguments, then)
-        self._send(frame((number, method, arguments)))
+        if self.is_made:
+            self._send(frame((number, method, arguments)))
 
     @property
     def is_made(self) -> bool:
         """Calls go past Ray."""
         return self._socket is not None
 
-    def connect(self, connection: socket.socket) -> None:
+    def connect(self, connection: socket.socket, name: bytes) -> None:
         """The line is made."""
         connection.setblocking(False)
+        self._name = name
         self._socket = connection
         self._exchange.listen_to(self, connection)
 
@@ -219,7 +223,7 @@ class Line:
         except OSError:
             data = b""
         if not data:
-            self._break()
+            self.drop()
             return
         for number, result in self._frames.feed(data):
             _, _, then = self._calls.pop(number, ("", (), None))
@@ -236,14 +240,21 @@ class Line:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._break()
+            self.drop()
             return
         del self._unsent[:sent]
         if waited != bool(self._unsent):
             self._exchange.listen_to(self, self._socket, writes=not waited)
 
-    def _break(self) -> None:
-        self._hang_up()
+    def drop(self) -> None:
+        """Call by Ray from here on; nothing where that is so already."""
+        if self.is_made:
+            self._hang_up()
+            self._breaks = True
+            self._by_ray("hang_up", (self._name,), self._repeat)
+
+    def _repeat(self, _result: Any) -> None:
+        self._breaks = False
         calls, self._calls = self._calls, {}
         for method, arguments, then in calls.values():
             self._by_ray(method, arguments, then)

@@ -16,11 +16,12 @@ import pickle
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ANSWER", "Frames", "Offer", "accept", "frame", "ring", "serve"]
+__all__ = ["ANSWER", "Frames", "Offer", "Service", "accept", "frame", "ring"]
 
 ANSWER = 5.0  # seconds for the other end to answer while a line is made
 CALLS = frozenset({"listen", "start", "drain", "reply", "recall", "stop", "kill"})
@@ -71,13 +72,14 @@ class Frames:
 def ring(offer: Offer) -> socket.socket | None:
     """Take an offer up; None where the driver cannot be reached, or is another one."""
     with contextlib.suppress(OSError):
+        until = time.monotonic() + ANSWER
         line = socket.create_connection((offer.host, offer.port), timeout=ANSWER)
         mine = os.urandom(_NONCE)
         try:
             line.sendall(offer.name + mine)
-            theirs = _exactly(line, _NONCE)
-            proof = _exactly(line, len(_proof(offer.key, b"driver", mine, theirs)))
-            if hmac.compare_digest(proof, _proof(offer.key, b"driver", mine, theirs)):
+            theirs = _exactly(line, _NONCE, until)
+            expected = _proof(offer.key, b"driver", mine, theirs)
+            if hmac.compare_digest(_exactly(line, len(expected), until), expected):
                 line.sendall(_proof(offer.key, b"shell", mine, theirs))
                 return _made(line)
         except OSError:
@@ -95,45 +97,54 @@ def accept(line: socket.socket, keys: dict[bytes, bytes]) -> bytes | None:
     Raises:
         OSError: the other end went away, or says nothing.
     """
-    line.settimeout(ANSWER)
-    name, theirs = _exactly(line, _NAME), _exactly(line, _NONCE)
+    until = time.monotonic() + ANSWER
+    name, theirs = _exactly(line, _NAME, until), _exactly(line, _NONCE, until)
     key, mine = keys.get(name, os.urandom(_NONCE)), os.urandom(_NONCE)  # a stranger learns of no name
     line.sendall(mine + _proof(key, b"driver", theirs, mine))
     expected = _proof(key, b"shell", theirs, mine)
-    if not hmac.compare_digest(_exactly(line, len(expected)), expected):
+    if not hmac.compare_digest(_exactly(line, len(expected), until), expected):
         return None
     _made(line)
     return name
 
 
-def serve(line: socket.socket, shell: Any) -> None:
-    """Call the shell for the other end, in threads of its own, until that goes away.
+class Service:
+    """Calls the shell for the other end of a line, in threads of its own, until either goes away.
 
     Each thread takes a call, carries it out and answers it; meanwhile another one waits for the next.
     So a call that waits holds up no other, and none changes threads.
     """
-    reading, writing = threading.Lock(), threading.Lock()
-    frames, calls = Frames(), deque[Any]()
 
-    def take() -> Any:
-        with reading:
-            while not calls:
-                data = line.recv(CHUNK)
+    def __init__(self, line: socket.socket, shell: Any) -> None:
+        self._line, self._shell = line, shell
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        self._frames, self._calls = Frames(), deque[Any]()
+        self._is_over = False
+        for _ in range(THREADS):
+            threading.Thread(target=self._work, name="tuner-line", daemon=True).start()
+
+    def end(self) -> None:
+        """Carry out nothing more, also of what has come."""
+        self._is_over = True
+        with contextlib.suppress(OSError):
+            self._line.shutdown(socket.SHUT_RDWR)
+
+    def _take(self) -> Any:
+        with self._reading:
+            while not self._calls:
+                data = self._line.recv(CHUNK)
                 if not data:
                     return None
-                calls.extend(frames.feed(data))
-            return calls.popleft()
+                self._calls.extend(self._frames.feed(data))
+            return None if self._is_over else self._calls.popleft()
 
-    def work() -> None:
+    def _work(self) -> None:
         with contextlib.suppress(OSError):
-            while (call := take()) is not None:
+            while (call := self._take()) is not None:
                 number, method, arguments = call
-                answer = _answer(number, shell, method, arguments)
-                with writing:
-                    line.sendall(answer)
-
-    for _ in range(THREADS):
-        threading.Thread(target=work, name="tuner-line", daemon=True).start()
+                answer = _answer(number, self._shell, method, arguments)
+                with self._writing:
+                    self._line.sendall(answer)
 
 
 def _answer(number: int, shell: Any, method: str, arguments: tuple[Any, ...]) -> bytes:
@@ -151,9 +162,11 @@ def _proof(key: bytes, who: bytes, asked: bytes, answered: bytes) -> bytes:
     return hmac.digest(key, who + asked + answered, "sha256")
 
 
-def _exactly(line: socket.socket, count: int) -> bytes:
+def _exactly(line: socket.socket, count: int, until: float) -> bytes:
+    """So many bytes, all of them before a moment of ``time.monotonic``."""
     found = b""
     while len(found) < count:
+        line.settimeout(max(0.001, until - time.monotonic()))
         data = line.recv(count - len(found))
         if not data:
             raise ConnectionError("the other end went away")

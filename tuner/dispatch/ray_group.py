@@ -50,6 +50,7 @@ DRAIN = 1.0  # seconds of one long poll
 LONG = 1.0  # seconds after which those behind an attempt of a series are recalled
 AT_ONCE = 0.02  # seconds that the start of a single rank waits for its end
 SILENT = 20.0  # seconds without an answer to a drain, after which a shell is taken for dead
+MUTE = 8.0  # seconds without one, after which its line is; the same is asked by Ray
 ASK = 0.5  # seconds between two questions to Ray whether a group has its place
 STARTING = 120.0  # seconds that a shell may take to start its child
 MARGIN = 5.0  # seconds by which a shell that nobody reaches may be late to end itself
@@ -364,6 +365,8 @@ class Group:
                 self._lose(attempt, rank, "did not start its process in time")
         for rank in list(attempt.draining_since):
             attempt.draining_since[rank] += absent
+            if now - attempt.draining_since[rank] > MUTE:
+                self._lines[rank].drop()
             if now - attempt.draining_since[rank] > SILENT:
                 self._lose(attempt, rank, "is lost: its shell does not answer", cut_off=True)
         self._end_overdue(attempt, now)

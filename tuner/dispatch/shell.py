@@ -32,7 +32,7 @@ from tuner.assignment import Assignment
 from tuner.channel import Place
 from tuner.dispatch import memory, packages, working_folder
 from tuner.dispatch.group import exit_outcome
-from tuner.dispatch.line import Offer, ring, serve
+from tuner.dispatch.line import Offer, Service, ring
 from tuner.dispatch.nursery import Nursery, hang_up
 from tuner.dispatch.outbox import Outbox
 from tuner.dispatch.pipe import STOP, answer_line, lines
@@ -144,6 +144,7 @@ class Shell:
         self._environment = environment(run, self._folder.name, cpus, hide_gpus, shared)
         self._changed = threading.Condition()
         self._starting = threading.Lock()
+        self._lines: dict[bytes, Service] = {}
         self._again: set[tuple[int, int, int]] = set()  # attempts whose start was called again
         self._outbox = Outbox()
         self._series: Sequence[Assignment] = ()
@@ -208,8 +209,13 @@ class Shell:
         self._check(epoch)
         if (line := ring(offer)) is None:
             return False
-        serve(line, self)
+        self._lines[offer.name] = Service(line, self)
         return True
+
+    def hang_up(self, name: bytes) -> None:
+        """Carry out no call of a line any more: they come again by Ray."""
+        if (line := self._lines.pop(name, None)) is not None:
+            line.end()
 
     def ping(self, epoch: int) -> None:
         """The driver lives."""
