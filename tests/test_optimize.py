@@ -412,7 +412,7 @@ def test_a_sampler_that_fails_ends_the_study_in_one_line_and_leaves_nothing_open
 
 def test_a_timeout_lets_the_running_trial_finish(sqlite_url: str) -> None:
     study = make(sqlite_url)
-    run(study, sphere, timeout=0.3)
+    run(study, sphere, timeout=1.5)
     assert study.trials
     assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
 
