@@ -21,9 +21,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ANSWER", "Frames", "Offer", "Service", "accept", "frame", "ring"]
+__all__ = ["Frames", "Offer", "Service", "accept", "frame", "ring"]
 
-ANSWER = 5.0  # seconds for the other end to answer while a line is made
+ANSWER = 15.0  # seconds for a stranger to prove that it is a shell
+PATIENCE = 60.0  # seconds for a driver to answer: it may be starting hundreds of groups
 CALLS = frozenset({"listen", "start", "drain", "reply", "recall", "stop", "kill"})
 THREADS = 4  # of a shell: one waits in a drain, one for the next call, and some calls end processes
 CHUNK = 1 << 18
@@ -72,8 +73,8 @@ class Frames:
 def ring(offer: Offer) -> socket.socket | None:
     """Take an offer up; None where the driver cannot be reached, or is another one."""
     with contextlib.suppress(OSError):
-        until = time.monotonic() + ANSWER
-        line = socket.create_connection((offer.host, offer.port), timeout=ANSWER)
+        until = time.monotonic() + PATIENCE
+        line = socket.create_connection((offer.host, offer.port), timeout=PATIENCE)
         mine = os.urandom(_NONCE)
         try:
             line.sendall(offer.name + mine)
