@@ -66,6 +66,15 @@ def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _ray_goes_with_the_file() -> Iterator[None]:
+    """A connection that one file has left would be taken for the user's own by the next one."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def _main_stays_main() -> Iterator[None]:
     """Streamlit's AppTest puts its page in the place of ``__main__``, which a spawned process would run."""

@@ -138,7 +138,7 @@ def test_a_port_that_is_taken_is_one_line_and_nothing_is_written(
     for wrong in (["--metrics-port", "70000"], ["--metrics-port", "0", "--metrics-host", "192.0.2.1"]):
         assert main([*arguments, *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
-    assert [one.name for one in tmp_path.iterdir() if one.suffix != ".pyc"] == ["o.py"]
+    assert [one.name for one in tmp_path.iterdir() if one.name != "__pycache__"] == ["o.py"]
     assert main([*arguments, "--metrics-port", "0"]) == 0
     assert capsys.readouterr().err.startswith("metrics at http://127.0.0.1:")
 
