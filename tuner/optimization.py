@@ -445,9 +445,7 @@ def make_executor(
     from tuner.dispatch.ray_cluster import RayExecutor
 
     sent = keeping_out(settings.runtime_env, ours)
-    known = [one for one in (settings.max_concurrent, settings.n_trials) if one is not None]
-    at_once = min(known, default=None)
-    return RayExecutor(address=settings.address, runtime_env=sent, preload=preload, at_once=at_once)
+    return RayExecutor(address=settings.address, runtime_env=sent, preload=preload, at_once=settings.at_once)
 
 
 def make_progress(given: bool | Progress | None) -> Progress | None:

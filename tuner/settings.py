@@ -71,6 +71,11 @@ class Settings:
                 raise BadInput(f"env={name.split('=')[0]!r}=...: give the name only; values are never stored")
         object.__setattr__(self, "runtime_env", runtime_env.checked(self.runtime_env))
 
+    @property
+    def at_once(self) -> int | None:
+        """Trials that can run at the same time at most; None where only the cluster bounds them."""
+        return min((one for one in (self.max_concurrent, self.n_trials) if one is not None), default=None)
+
     def to_json(self) -> str:
         """The settings as JSON; no code and no values of environment variables."""
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}

@@ -345,8 +345,7 @@ def _begin_ahead(ctx: click.Context, target: str | Recipe, settings: Settings) -
     wanted = alternatives(settings.resources)
     if wanted:
         ctx.call_on_close(ahead.end)
-        known = [one for one in (settings.max_concurrent, settings.n_trials) if one is not None]
-        ahead.begin(wanted[0], imports(file), min(known, default=None))
+        ahead.begin(wanted[0], imports(file), settings.at_once)
 
 
 def _listen(ctx: click.Context, settings: dict[str, Any], log_format: str) -> None:
