@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,13 +68,20 @@ def _start(optional: tuple[str, ...]) -> sa.Update:
 
 
 def start_attempt(connection: Connection, writes: Sequence[StartAttempt]) -> None:
-    for write in writes:
-        names = ("attributes", "relative", "provenance", "ranks", "resumed_step", "log_tail")
-        given = {f"b_{name}": getattr(write, name) for name in names if getattr(write, name) is not None}
-        statement = _start(tuple(name.removeprefix("b_") for name in given))
-        bulk.update(
-            connection, statement, {**_key(write), **given, "b_epoch": write.epoch, "b_now": utcnow()}
-        )
+    names, now = ("attributes", "relative", "provenance", "ranks", "resumed_step", "log_tail"), utcnow()
+    for optional, alike in itertools.groupby(
+        writes, key=lambda write: tuple(name for name in names if getattr(write, name) is not None)
+    ):
+        fields = [
+            {
+                **_key(write),
+                **{f"b_{name}": getattr(write, name) for name in optional},
+                "b_epoch": write.epoch,
+                "b_now": now,
+            }
+            for write in alike
+        ]
+        bulk.updates(connection, _start(optional), fields)
 
 
 _ENDING = ("reason", "charged", "message", "exception", "traceback", "log_tail", "epoch")
@@ -89,12 +97,12 @@ _END = (
 
 
 def end_attempt(connection: Connection, writes: Sequence[EndAttempt]) -> list[bool]:
-    results = []
-    for write in writes:
-        fields = {f"b_{name}": getattr(write, name) for name in _ENDING}
-        changed = bulk.update(connection, _END, {**_key(write), **fields, "b_now": utcnow()})
-        results.append(changed == 1)
-    return results
+    now = utcnow()
+    fields = [
+        {**_key(write), **{f"b_{name}": getattr(write, name) for name in _ENDING}, "b_now": now}
+        for write in writes
+    ]
+    return [changed == 1 for changed in bulk.updates(connection, _END, fields)]
 
 
 def add_checkpoints(connection: Connection, writes: Sequence[AddCheckpoint]) -> None:

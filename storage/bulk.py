@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
-__all__ = ["insert", "rows", "update"]
+__all__ = ["insert", "rows", "update", "updates"]
 
 
 def update(connection: Connection, statement: sa.Update, fields: Mapping[str, Any]) -> int:
@@ -26,6 +26,24 @@ def update(connection: Connection, statement: sa.Update, fields: Mapping[str, An
     if connection.dialect.name != "sqlite":
         return connection.execute(statement, dict(fields)).rowcount
     return int(_run(connection, statement, fields).rowcount)
+
+
+def updates(connection: Connection, statement: sa.Update, each: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Carry out an UPDATE of at most one row for each of these, which name the same parameters; the rows that
+    each has changed.
+    """
+    if connection.dialect.name == "sqlite" and len(each) > 1:
+        text, known = _named(statement)
+        cursor = connection.connection.cursor()
+        cursor.execute("SAVEPOINT updates")
+        with _conflicts(text):
+            cursor.executemany(text, [{**known, **_plain_fields(fields)} for fields in each])
+        if cursor.rowcount == len(each):
+            cursor.execute("RELEASE updates")
+            return [1] * len(each)
+        cursor.execute("ROLLBACK TO updates")  # one at a time tells which
+        cursor.execute("RELEASE updates")
+    return [update(connection, statement, fields) for fields in each]
 
 
 def rows(connection: Connection, statement: sa.Select[Any], fields: Mapping[str, Any]) -> list[Any]:
@@ -40,7 +58,7 @@ def _run(connection: Connection, statement: sa.Update | sa.Select[Any], fields: 
     text, known = _named(statement)
     cursor = connection.connection.cursor()
     with _conflicts(text):
-        cursor.execute(text, {**known, **{name: _plain(value) for name, value in fields.items()}})
+        cursor.execute(text, {**known, **_plain_fields(fields)})
     return cursor
 
 
@@ -59,7 +77,14 @@ def _named(statement: sa.Update | sa.Select[Any]) -> tuple[str, dict[str, Any]]:
     dialect = sqlite.dialect(paramstyle="named")
     compiled = statement.compile(dialect=dialect)
     known = compiled.construct_params(_check=False)
-    return str(compiled), {name: _plain(value) for name, value in known.items()}
+    return str(compiled), _plain_fields(known)
+
+
+def _plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value if type(value) in _AS_THEY_ARE else _plain(value) for name, value in fields.items()}
+
+
+_AS_THEY_ARE = {bool, bytes, float, int, str, type(None)}
 
 
 def _plain(value: Any) -> Any:
@@ -93,7 +118,9 @@ def insert(
         cursor = connection.connection.cursor()
         text = _sqlite(table, columns, key, replace)
         with _conflicts(text):
-            cursor.executemany(text, [[*map(_plain, row)] for row in rows])
+            cursor.executemany(
+                text, [[one if type(one) in _AS_THEY_ARE else _plain(one) for one in row] for row in rows]
+            )
         return
     arrays = tuple(list(column) for column in zip(*rows, strict=True))
     connection.exec_driver_sql(_postgresql(table, columns, key, replace), arrays)

@@ -8,6 +8,7 @@ change places, and those on one table may not.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,9 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from storage import attempt_writes, bulk, trial_writes
-from storage.rows import CHUNK
 from storage.tables import optuna_tables
-from storage.trial_writes import IS_OPEN, OPEN
+from storage.trial_writes import IS_OPEN
 from storage.writes import (
     GUARDED,
     AddCheckpoint,
@@ -45,7 +45,6 @@ __all__ = ["DROPPED", "execute"]
 DROPPED = object()
 """The result of a write whose trial was finished by another program first."""
 
-FEW = 8  # trials that are looked at one by one
 _BARRIERS = (CreateTrial, PopWaiting, Supersede)
 
 
@@ -95,30 +94,25 @@ def _alive(connection: Connection, writes: Sequence[Write]) -> set[int]:
     finished. Those that the batch itself finishes change their state here, which tells the same.
     """
     finishing = [write for write in writes if isinstance(write, FinishTrial)]
-    alive = {write.trial_id for write in finishing if trial_writes.finish(connection, write)}
+    done = trial_writes.finish(connection, finishing)
+    alive = {write.trial_id for write, changed in zip(finishing, done, strict=True) if changed}
     others = {write.trial_id for write in writes if isinstance(write, GUARDED)}
     ids = sorted(others - {write.trial_id for write in finishing})
-    few = FEW if connection.dialect.name == "sqlite" else 1  # there a round trip each
-    trials = optuna_tables["trials"]
-    for start in range(0, len(ids), CHUNK):
-        chosen = ids[start : start + CHUNK]
-        if len(chosen) <= few:
-            for one in chosen:
-                alive.update(row[0] for row in bulk.rows(connection, _ONE_ALIVE, {"b_id": one}))
-        else:
-            many = trials.c.trial_id.in_(chosen) & trials.c.state.in_(OPEN)
-            found = connection.execute(sa.select(trials.c.trial_id).where(many).with_for_update())
-            alive.update(found.scalars())
-    return alive
+    if not ids:
+        return alive
+    if connection.dialect.name == "sqlite":
+        return alive.union(row[0] for row in bulk.rows(connection, _ALIVE, {"b_ids": json.dumps(ids)}))
+    return alive.union(connection.execute(_ALIVE_LOCKED, {"b_ids": ids}).scalars())
 
 
-def _one_alive() -> sa.Select[Any]:
-    trials = optuna_tables["trials"]
-    one = (trials.c.trial_id == sa.bindparam("b_id")) & IS_OPEN
-    return sa.select(trials.c.trial_id).where(one).with_for_update()
+def _among_open(each: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    trial_id = optuna_tables["trials"].c.trial_id
+    return sa.select(trial_id).where(trial_id == each, IS_OPEN)
 
 
-_ONE_ALIVE = _one_alive()
+_IDS: sa.BindParameter[Any] = sa.bindparam("b_ids")
+_ALIVE = _among_open(sa.func.json_each(_IDS).table_valued("value").c.value)
+_ALIVE_LOCKED = _among_open(sa.any_(sa.cast(_IDS, sa.ARRAY(sa.Integer)))).with_for_update()
 
 
 _TABLE: dict[type[Write], str] = {

@@ -32,7 +32,6 @@ from storage.writes import (
 
 __all__ = [
     "IS_OPEN",
-    "OPEN",
     "add_metrics",
     "add_outcomes",
     "add_reports",
@@ -45,9 +44,6 @@ __all__ = [
     "set_trial_attrs",
     "supersede",
 ]
-
-OPEN = (TrialState.RUNNING, TrialState.WAITING)
-"""The states in which a trial takes writes."""
 
 # ---------------------------------------------------------------------- trials
 
@@ -170,7 +166,8 @@ def pop_waiting(connection: Connection, writes: Sequence[PopWaiting]) -> list[bo
     return [True]
 
 
-IS_OPEN = sa.or_(*(_TRIALS.c.state == state for state in OPEN))  # not IN, whose text depends on its values
+IS_OPEN = (_TRIALS.c.state == TrialState.RUNNING) | (_TRIALS.c.state == TrialState.WAITING)
+"""A trial takes writes. Not IN, whose text depends on its values."""
 _FINISH = (
     _TRIALS.update()
     .where(_TRIALS.c.trial_id == sa.bindparam("b_id"), IS_OPEN)
@@ -178,19 +175,29 @@ _FINISH = (
 )
 
 
-def finish(connection: Connection, write: FinishTrial) -> bool:
-    """Change the state of a trial that is not finished and add its values; whether this did it."""
-    fields = {"b_id": write.trial_id, "b_state": write.state, "b_completed": write.completed}
-    values = [stored(value) for value in write.values or ()]
-    if connection.dialect.name == "postgresql":  # one round trip instead of two
-        given = {"b_values": [one[0] for one in values], "b_types": [one[1] for one in values]}
-        return bool(connection.execute(_FINISH_WITH_VALUES, {**fields, **given}).scalar() == 1)
-    if bulk.update(connection, _FINISH, fields) != 1:
-        return False
-    columns = ("trial_id", "objective", "value", "value_type")
-    rows = [(write.trial_id, at, *one) for at, one in enumerate(values)]
-    bulk.insert(connection, optuna_tables["trial_values"], columns, rows)
-    return True
+def finish(connection: Connection, writes: Sequence[FinishTrial]) -> list[bool]:
+    """Change the states of trials that are not finished and add their values; which of the writes did it."""
+    fields = [
+        {"b_id": write.trial_id, "b_state": write.state, "b_completed": write.completed} for write in writes
+    ]
+    values = [[stored(value) for value in write.values or ()] for write in writes]
+    if connection.dialect.name == "postgresql":  # one round trip for each instead of two
+        return [
+            bool(connection.execute(_FINISH_WITH_VALUES, {**one, **_by_column(given)}).scalar() == 1)
+            for one, given in zip(fields, values, strict=True)
+        ]
+    done = [changed == 1 for changed in bulk.updates(connection, _FINISH, fields)]
+    rows = [
+        (write.trial_id, at, *value)
+        for write, given, changed in zip(writes, values, done, strict=True)
+        for at, value in enumerate(given if changed else ())
+    ]
+    _insert_values(connection, rows)
+    return done
+
+
+def _by_column(values: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    return {"b_values": [one[0] for one in values], "b_types": [one[1] for one in values]}
 
 
 def _finish_with_values() -> sa.Select[Any]:

@@ -38,19 +38,16 @@ class Draws:
 
     def __init__(self, sampler: BaseSampler, space: Mapping[str, BaseDistribution]) -> None:
         assert isinstance(sampler, optuna.samplers.RandomSampler)
-        self._sampler = sampler
+        self._sampler, self._space = sampler, dict(space)
         self._single = {name: _get_single_value(dist) for name, dist in space.items() if dist.single()}
-        self._ways = {
-            name: (dist, None if name in self._single else _SearchSpaceTransform({name: dist}))
-            for name, dist in space.items()
-        }
+        self._way = _SearchSpaceTransform(
+            {name: dist for name, dist in space.items() if name not in self._single}
+        )
 
     def __iter__(self) -> Iterator[tuple[str, BaseDistribution, float]]:
         """A draw: name, distribution and value in internal representation of each parameter, in order."""
-        uniform = self._sampler._rng.rng.uniform
-        for name, (dist, way) in self._ways.items():
-            if way is None:
-                value = self._single[name]
-            else:
-                value = way.untransform(uniform(way.bounds[:, 0], way.bounds[:, 1]))[name]
+        bounds = self._way.bounds
+        drawn = self._way.untransform(self._sampler._rng.rng.uniform(bounds[:, 0], bounds[:, 1]))
+        for name, dist in self._space.items():
+            value = self._single[name] if name in self._single else drawn[name]
             yield name, dist, float(dist.to_internal_repr(value))

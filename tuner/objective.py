@@ -228,7 +228,7 @@ def _sys_path(file: str = "") -> tuple[str, ...]:
 
 
 def _in_package(file: str) -> bool:
-    return (Path(file).parent / "__init__.py").exists()
+    return os.path.exists(os.path.join(os.path.dirname(file), "__init__.py"))
 
 
 def _from_text(text: str) -> ObjectiveRef:
@@ -348,7 +348,10 @@ def _import(name: str, file: str) -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
-            spec = importlib.util.find_spec(name) if name.partition(".")[0] not in ("", "__main__") else None
+            package, dot, _ = name.partition(".")
+            if file and not dot:  # whatever else has that name
+                return _import_file(name, file)
+            spec = importlib.util.find_spec(name) if package not in ("", "__main__") else None
             if spec is not None and (not file or _same(spec.origin, file)):
                 return importlib.import_module(name)
             if not file:
@@ -371,12 +374,12 @@ def _import(name: str, file: str) -> ModuleType:
 
 
 def _import_file(name: str, file: str) -> ModuleType:
+    folder = os.path.dirname(file)
     if not _in_package(file):
-        check_folder(Path(file).parent)
-    folder = str(Path(file).parent)
+        _check_once(folder)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         raise BadObjective(
             f"the objective's file {file} is not here; send its folder with --working-dir DIR, or "
             "put it where all nodes can read it"
@@ -395,6 +398,9 @@ def _import_file(name: str, file: str) -> ModuleType:
             sys.modules[name] = before
         raise
     return module
+
+
+_check_once = functools.cache(check_folder)  # not for each trial of a process that is kept
 
 
 def _same(one: str | None, other: str) -> bool:

@@ -17,7 +17,7 @@ _HOME = Path(__file__).resolve().parent.parent
 _NEEDED = ("alembic", "numpy", "optuna", "psutil", "ray", "sqlalchemy", "streamlit", "torch")
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: str | Path) -> None:
     """Refuse a folder that is to be imported from and hides a package of ours, or one we need.
 
     Raises:
