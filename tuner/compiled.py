@@ -40,7 +40,7 @@ def ahead(name: str, file: str) -> None:
 
 def loader(name: str, file: str) -> SourceFileLoader | None:
     """What imports a file under this name; None where nothing is remembered."""
-    if not any(isinstance(one, _Finder) for one in sys.meta_path):
+    if not any(type(one) is _Finder for one in sys.meta_path):
         return None
     now = _stamp(file)
     if (name, file) in _files and now is not None and now == _files[name, file][1]:

@@ -414,11 +414,11 @@ class Driver:
         states = self._held.image.counts
         due = sum(1 for one in self._due if one.due <= now)
         slots = self._slots()
+        ended = [running.ended for running in self._running.values()]
         return scheduler.Counts(
-            finished=sum(count for state, count in states.items() if state.is_finished()),
+            finished=len(self._held.image) - states[TrialState.RUNNING] - states[TrialState.WAITING],
             running=len(self._running),
-            running_unfinished=len(self._ending)
-            + sum(not running.ended for running in self._running.values()),
+            running_unfinished=len(self._ending) + ended.count(False),
             retries_due=due,
             retries_waiting=len(self._due) - due,
             claiming=self._claiming,

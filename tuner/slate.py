@@ -22,6 +22,7 @@ import io
 import locale
 import logging
 import multiprocessing
+import operator
 import os
 import resource
 import signal
@@ -52,6 +53,7 @@ _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.star
 _LIBC = ctypes.CDLL(None)
 _FLOATING = 64  # bytes; above those of C's fenv_t on any processor
 _OOM_SCORE = "/proc/self/oom_score_adj"
+_WALL = 0x40000000  # of linux/wait.h: children of whatever kind
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
@@ -295,6 +297,8 @@ def _numpy_errors() -> dict[str, Any]:
 
 def _restore_finders(now: list[Any], before: list[Any]) -> None:
     """Those of installed libraries stay: modules of theirs stay too, and count on them."""
+    if len(now) == len(before) and all(map(operator.is_, now, before)):
+        return
     added = [one for one in now if not any(one is other for other in before)]
     now[:] = [one for one in now if one not in added or not _is_of_users(one)]
     now += [one for one in before if not any(one is other for other in now)]
@@ -366,11 +370,17 @@ def _count() -> Leaks:
 
 def _children() -> int:
     """Of this process, and those that have left it for its parent, which forks nothing else."""
+    tasks = [(os.getppid(),) * 2]  # of one thread
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+    except ChildProcessError:
+        pass
+    else:
+        tasks += [(os.getpid(), int(task)) for task in os.listdir("/proc/self/task")]
     found: list[bytes] = []
-    for pid in (os.getpid(), os.getppid()):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                found += _read(f"/proc/{pid}/task/{task}/children").split()
+    for pid, task in tasks:
+        with contextlib.suppress(OSError):
+            found += _read(f"/proc/{pid}/task/{task}/children").split()
     return len([pid for pid in found if int(pid) != os.getpid()])
 
 

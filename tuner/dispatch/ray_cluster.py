@@ -40,6 +40,7 @@ IDLE = 10.0  # seconds that a group without work is kept
 HOPELESS = 3  # groups in a row that could not start, with none before, after which the run ends
 TAKE_OVER = 10.0  # seconds for shells of another driver to answer, and again to end
 PING = 2.0  # seconds between two words that the driver lives, whatever its loop is busy with
+PULSE = 0.1  # seconds between two looks whether a local Ray still lives
 LOOK = 1.0  # seconds between two looks at the nodes of a standing cluster
 SWEEP = 5.0  # seconds between two looks at what dead drivers of any study have left on it
 SERIES = 16  # attempts that a group begins in one go at most
@@ -85,7 +86,7 @@ class RayExecutor(Executor):
         self._failed_starts = 0
         self._superseded: StaleEpoch | None = None
         self._unsure = False  # a shell of another driver did not answer
-        self._looked = self._swept = 0.0
+        self._looked = self._swept = self._felt = 0.0
         self._orphans: set[str] = set()
         self._closed = threading.Event()
         self._closed.set()
@@ -209,8 +210,12 @@ class RayExecutor(Executor):
         self._match()
 
     def poll(self, timeout: float) -> None:
-        if self._connection.is_dead:
-            raise ClusterUnavailable("the local Ray was killed; what ran goes on when the study is resumed")
+        if time.monotonic() - self._felt > PULSE:
+            if self._connection.is_dead:
+                raise ClusterUnavailable(
+                    "the local Ray was killed; what ran goes on when the study is resumed"
+                )
+            self._felt = time.monotonic()
         self.exchange.wait(timeout)
         if self._superseded is not None:
             raise StudyHeld(f"another driver has taken over ({cause(self._superseded)}); this one ends")
