@@ -83,7 +83,7 @@ def again(
     with database.errors(), database.write() as connection:
         studies.lock(connection, record.study_id)
         studies.check_there(connection, record)
-        old = _finished(connection, record.study_id, asked)
+        old = _finished(connection, record, asked)
         trials = [_repeated(one, from_checkpoint) for one in old]
         detail = [{"retry_of" if from_checkpoint else "again_of": one.number} for one in old]
         verb = "retry" if from_checkpoint else "enqueue"
@@ -112,16 +112,22 @@ def _record(database: Database, name: str) -> studies.StudyRecord:
     return record
 
 
-def _finished(connection: Connection, study_id: int, numbers: Sequence[int]) -> list[FrozenTrial]:
+def _finished(
+    connection: Connection, record: studies.StudyRecord, numbers: Sequence[int]
+) -> list[FrozenTrial]:
+    study_id = record.study_id
     ids = selects.trial_ids(connection, study_id, numbers)
     found = {trial.number: trial for trial in read_trials(connection, study_id, list(ids))}
     missing = [number for number in numbers if number not in found]
     if missing:
-        raise Refused(f"the study has no {_names(missing)}")
+        raise Refused(f"study {record.name!r} has no {_names(missing)}")
     running = [trial.number for trial in found.values() if not trial.state.is_finished()]
     if running:
         state = found[running[0]].state.name
-        raise Refused(f"{_names(running)} did not end yet ({state}): only a finished trial runs once more")
+        raise Refused(
+            f"{_names(running)} of study {record.name!r} did not end yet ({state}): "
+            "only a finished trial runs once more"
+        )
     return [found[number] for number in numbers]
 
 

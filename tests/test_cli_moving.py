@@ -124,7 +124,7 @@ def test_a_spreadsheet_runs_nothing_from_a_study(run: Run, tmp_path: Path) -> No
         (["export", "s", "--output", "no/where.csv"], "no/where.csv", 2),
         (["copy", "sqlite:///tuner.db", "mysql://x/y"], "mysql", 2),
         (["copy", "sqlite:///none.db", "sqlite:///new.db"], "none.db", 2),
-        (["copy", "sqlite:///tuner.db", "sqlite:///tuner.db"], "already", 2),
+        (["copy", "sqlite:///tuner.db", "sqlite:///tuner.db"], "--name NEW", 2),
         (["copy", "sqlite:///tuner.db", "sqlite:///new.db", "--study", "none"], "'none'", 2),
         (["copy", "sqlite:///tuner.db", "sqlite:///new.db", "--name", "t"], "--study", 2),
         (["fork", "s", "s"], "already", 2),

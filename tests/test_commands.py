@@ -469,9 +469,9 @@ def test_what_cannot_be_enqueued_is_refused_and_nothing_is_written(url: str) -> 
     def again(numbers: list[int], name: str = "s") -> None:
         enqueue.again(database, name, numbers, from_checkpoint=True, author="ann")
 
-    with pytest.raises(Refused, match=r"^the study has no trials 7, -1$"):
+    with pytest.raises(Refused, match=r"^study 's' has no trials 7, -1$"):
         again([0, 7, -1])
-    with pytest.raises(Refused, match=r"^trial 1 did not end yet \(WAITING\): only a finished trial"):
+    with pytest.raises(Refused, match=r"^trial 1 of study 's' did not end yet \(WAITING\): only a"):
         again([0, 1])
     with pytest.raises(Refused, match="at least one"):
         again([])

@@ -84,6 +84,19 @@ def test_the_nearest_file_counts_and_its_paths_are_from_its_folder(
     assert tuner.config.find(here / "one") == above
 
 
+def test_a_uri_of_sqlite_is_from_its_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    above = tmp_path / "50% of it"
+    (above / "below").mkdir(parents=True)
+    monkeypatch.chdir(above / "below")
+    write(above, 'storage = "sqlite:///file:a.db?uri=true"\n')
+    assert store.sqlite_file(store.default_url()) == above / "a.db"
+    tuner.create_study("s")
+    assert (above / "a.db").is_file()
+    for same in ("file:/b.db?uri=true", "file::memory:?uri=true", "file:b?mode=memory&uri=true", ":memory:"):
+        write(above, f'storage = "sqlite:///{same}"\n')
+        assert store.default_url() == f"sqlite:///{same}"
+
+
 def test_a_file_that_another_user_left_in_a_parent_folder_does_not_count(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,7 @@ def test_a_retry_is_shown_with_the_command_that_runs_it(database: Database) -> N
     assert "Retry" not in buttons(page("trial", study="main", n=str(number)))
     uid = seen(database).uid
     assert asking.again("main", uid, [number], from_checkpoint=True).text.startswith(
-        f"trial {number} did not end yet"
+        f"trial {number} of study 'main' did not end yet"
     )
     fresh = asking.again("main", uid, [3, 4], from_checkpoint=False)
     assert fresh.trials == (number + 1, number + 2)

@@ -274,6 +274,19 @@ def test_a_driver_that_is_ended_while_ray_starts_leaves_nothing(
     assert row.owner is None
 
 
+def test_a_shell_that_is_killed_is_in_our_own_words_and_in_none_of_rays(folder: Path, drive: Start) -> None:
+    driver = drive(50, plain=True)
+    wait_for(lambda: steps_of(folder, 0) >= 1 or driver.poll() is not None, 90, "a report of trial 0")
+    (shell,) = [process for process in marked(run_mark(folder)) if process.name() == "ray::RayShell"]
+    shell.kill()
+    wait_for(lambda: trial(folder, 0).attempt_rows[0].state == "ended", 60, "the end of its attempt")
+    driver.send_signal(signal.SIGINT)
+    output = finish(driver, timeout=60)
+    assert driver.returncode == 130, output
+    assert trial(folder, 0).attempt_rows[0].message == "rank 0 is lost: its shell died"
+    assert "raylet" not in output
+
+
 @pytest.mark.parametrize("server", [pytest.param("gcs_server", marks=pytest.mark.chaos), "raylet"])
 @pytest.mark.fault("32: the local Ray killed")
 def test_a_driver_whose_local_ray_is_killed_ends_in_one_line_and_all_goes_on_later(

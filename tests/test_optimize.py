@@ -498,8 +498,9 @@ def test_a_study_that_exists_or_does_not_is_one_line(sqlite_url: str) -> None:
     study = make(sqlite_url)
     with pytest.raises(tuner.BadInput, match="study 's' has no complete trial yet"):
         tuner.best_checkpoint(study)
-    with pytest.raises(tuner.StudyExists, match="'s' exists already"):
+    with pytest.raises(tuner.StudyExists, match="'s' exists already") as caught:
         make(sqlite_url)
+    assert str(caught.value).endswith(f"or go on with tuner.resume('s', storage={sqlite_url!r})")
     assert make(sqlite_url, load_if_exists=True).study_name == "s"
     with pytest.raises(tuner.BadInput, match=r"to minimize, not to maximize; give its own direction, or"):
         make(sqlite_url, load_if_exists=True, direction="maximize")

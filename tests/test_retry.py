@@ -235,7 +235,7 @@ def test_a_hint_is_plain_data(hint: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"on_oom": "twice"}, "on_oom='twice': give 'alone', 'fail', or a function"),
+        ({"on_oom": "twice"}, "on_oom='twice': give 'alone' or 'fail', or a function"),
         ({"on_oom": "function"}, "was a function, which is not stored"),
         ({"infeasible": ("omm",)}, "infeasible='omm': give reasons of failures: .*oom"),
         ({"infeasible": ("driver_lost",)}, "infeasible='driver_lost'"),

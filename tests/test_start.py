@@ -243,7 +243,7 @@ def test_what_is_refused_starts_no_ray_and_leaves_nothing(tmp_path: Path) -> Non
     assert done.stdout.splitlines() == ["False None"] * 5
     said = done.stderr.splitlines()
     assert len(said) == 5, done.stderr
-    for line, word in zip(said, ("nothing", "broken", "trial_timeout", "no-such", "there"), strict=True):
+    for line, word in zip(said, ("nothing", "broken", "--trial-timeout", "no-such", "there"), strict=True):
         assert line.startswith("error: ")
         assert word in line
     assert list(temporary.iterdir()) == []

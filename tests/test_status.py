@@ -193,6 +193,29 @@ def test_watching_a_study_that_only_optuna_runs_ends_when_it_runs_none(
     assert shown[-3:] == [{"RUNNING": 1}, {"COMPLETE": 1, "RUNNING": 1}, {"COMPLETE": 2}]
 
 
+def test_of_a_trial_whose_program_may_be_gone_it_is_said_once(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(study_name="s", storage=sqlite_url)
+    trial = study.ask()
+    looks: list[str] = []
+
+    def next_look(seconds: float) -> None:
+        looks.append(capsys.readouterr().err)
+        if len(looks) == 2:
+            trial.report(1.0, 0)
+        elif len(looks) == 3:
+            monkeypatch.setattr(module, "SILENT", 0.0)
+        elif len(looks) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", next_look)
+    assert main(["status", "s", "--watch", "--storage", sqlite_url]) == 130
+    assert looks[:3] == ["", "", ""]
+    assert "as RUNNING (trial 0): its program may be gone, and nobody else runs it" in looks[3]
+    assert looks[4:] == ["", ""]
+
+
 def test_a_study_that_is_deleted_ends_its_watching_with_a_line(
     sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ import difflib
 import os
 import re
 import tomllib
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,6 +229,16 @@ def _placed(key: str, value: Any, folder: Path) -> Any:
     """A relative path, as it is from the file's folder."""
     if key in _FILES and "://" not in value:
         return str(folder / Path(value).expanduser())
-    if key == "storage" and (found := re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^/:?][^?]*)(\?.*)?", value)):
-        return f"{found[1]}{folder / found[2]}{found[3] or ''}"
+    if key == "storage" and (found := re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^?]*)(\?.*)?", value)):
+        return _anchored(found[1], found[2], found[3] or "", folder)
     return value
+
+
+def _anchored(scheme: str, path: str, query: str, folder: Path) -> str:
+    """A URL of SQLite; with ``uri=true`` its path may be a URI ``file:PATH``, whose signs are quoted."""
+    options = urllib.parse.parse_qs(query.removeprefix("?"))
+    is_uri = path.startswith("file:") and options.get("uri", [""])[-1] in ("true", "1", "yes", "on")
+    start, path = ("file:", path.removeprefix("file:")) if is_uri else ("", path)
+    if path and path[0] not in "/:" and options.get("mode") != ["memory"]:
+        path = f"{urllib.parse.quote(str(folder)) if is_uri else folder}/{path}"
+    return f"{scheme}{start}{path}{query}"

@@ -152,31 +152,26 @@ class Driver:
         """
         reason = _BROKEN
         try:
-            with self._signals as signals, contextlib.ExitStack() as stack:
-                stack.callback(self._executor.close)
+            with self._signals, contextlib.ExitStack() as stack:
                 epoch = self._held.lease.epoch
-                usual = alternatives(self._settings.resources)
-                self._cluster = self._executor.open(
-                    self._job.run, epoch, usual, self._receive, self._held.uid
-                )
-                signals.count_only()
-                self._probe()
-                self._job.provenance["cluster"] = self._cluster.home
                 if self._progress is not None and epoch > 1:
                     database = self._held.lease.database
                     with database.errors():
                         self._runs_before = runs(database.engine, self._study.study_name)
                 self._commands.discard_old()
-                self._recover()
-                self._record({"stop_reason": None, "driving": self._driving()})
-                stack.enter_context(_frozen())
-                try:
-                    self._loop()
-                except ClusterUnavailable as error:
-                    self._abandon(error)
-                    self._settle()
-                    if not self._interrupting:
-                        raise
+                if self._is_anything_left():
+                    stack.callback(self._executor.close)
+                    self._open(epoch)
+                    self._recover()
+                    self._record({"stop_reason": None, "driving": self._driving()})
+                    stack.enter_context(_frozen())
+                    try:
+                        self._loop()
+                    except ClusterUnavailable as error:
+                        self._abandon(error)
+                        self._settle()
+                        if not self._interrupting:
+                            raise
                 reason = self._why()
                 self._record({"stop_reason": reason, "driving": None})
         finally:
@@ -194,6 +189,28 @@ class Driver:
         if self._failure:
             raise StudyStopped(self._failure)
         return reason
+
+    def _is_anything_left(self) -> bool:
+        """Whether to take over an attempt, or to start one: known before Ray is, which takes seconds."""
+        if self._held.attempts():
+            return True
+        states = self._held.image.counts
+        finished = sum(count for state, count in states.items() if state.is_finished())
+        counts = scheduler.Counts(finished=finished, enqueued=states[TrialState.WAITING])
+        match scheduler.decide(counts, self._settings.n_trials):
+            case scheduler.Done():
+                return False
+            case scheduler.StartNew():
+                return self._has_a_point()
+        return True
+
+    def _open(self, epoch: int) -> None:
+        """Open the executor, and see that it is able to do what is asked."""
+        usual = alternatives(self._settings.resources)
+        self._cluster = self._executor.open(self._job.run, epoch, usual, self._receive, self._held.uid)
+        self._signals.count_only()
+        self._probe()
+        self._job.provenance["cluster"] = self._cluster.home
 
     def _probe(self) -> None:
         """Whether every node has the objective and the folder of the checkpoints, before anything is written.
@@ -219,7 +236,7 @@ class Driver:
             )
         log.warning(
             "checkpoints in %s cannot be used on every node (%s): a trial that saves one there will fail; "
-            "name a folder or URI that all nodes share with checkpoints=...",
+            "name a folder or URI that all nodes share as checkpoints",
             self._job.checkpoints,
             where,
         )
@@ -719,7 +736,7 @@ class Driver:
             finished_here=self._finished_here,
             reasons=dict(self._reasons),
             retrying=len(self._due),
-            slots=self._slots(),
+            slots=self._slots() or None,
             cluster=self._cluster.description,
             phase=self._phase,
         )

@@ -30,11 +30,19 @@ class TerminalProgress:
     Args:
         file: where to write; standard error by default. If it is no terminal, a plain line
             appears when something has changed, every few seconds at most.
+        says_why: whether its last line is why the run ended; not where the caller says so itself.
         clock: seconds that only grow; a test gives its own.
     """
 
-    def __init__(self, file: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        *,
+        says_why: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._file = file if file is not None else sys.stderr
+        self._says_why = says_why
         self._clock = clock
         self._redraw = Redraw(self._file) if can_redraw(self._file) else None
         self._next = -math.inf
@@ -64,7 +72,7 @@ class TerminalProgress:
         if self._closed:
             return
         self._closed = True
-        said = (message.strip().splitlines() or [""])[0]
+        said = (message.strip().splitlines() or [""])[0] if self._says_why else ""
         if self._redraw is not None:
             if snapshot is not None:
                 self._draw(self._redraw, dataclasses.replace(snapshot, running=()))

@@ -126,7 +126,7 @@ class Retry:
                 "retry: on_oom was a function, which is not stored; pass retry=tuner.Retry(on_oom=...)"
             )
         if not callable(self.on_oom) and self.on_oom not in ("alone", "fail"):
-            raise BadInput(f"retry: on_oom={self.on_oom!r}: give 'alone', 'fail', or a function")
+            raise BadInput(f"retry: on_oom={self.on_oom!r}: give 'alone' or 'fail', or a function")
         reasons = self.infeasible if isinstance(self.infeasible, tuple | list) else (self.infeasible,)
         for one in reasons:
             if str(one) not in _FAILURES:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from storage import Database, reads, studies
+from storage import Database, mask_url, reads, studies
 from tuner import samplers, store
 from tuner.errors import BadInput, StudyExists, StudyNotFound
 
@@ -76,9 +76,10 @@ def create_study(
             database, study_name, wanted, seed=new_seed(sampler) if seed is None else seed, **texts
         )
         if record is None and not load_if_exists:
+            where = f", storage={storage!r}" if storage is not None and mask_url(storage) == storage else ""
             raise StudyExists(
                 f"study {study_name!r} exists already in {database}; choose another name, "
-                f"pass load_if_exists=True, or go on with 'tuner resume {study_name}'"
+                f"pass load_if_exists=True, or go on with tuner.resume({study_name!r}{where})"
             )
         if record is None:
             record = studies.find(database, study_name)

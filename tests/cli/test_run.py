@@ -44,6 +44,19 @@ def test_run_drives_a_study_and_resume_goes_on_with_stored_settings(run: Run, ma
     assert run(*arguments[:-2], "--load-if-exists")[0] == 0  # the budget is spent: nothing runs again
 
 
+def test_a_run_with_nothing_to_do_starts_no_ray_and_says_once_how_it_ended(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
+    again = ("run", "cli_objectives.py", "--study", "objective", "--trials", "3", "--load-if-exists")
+    for arguments in (again, ("resume", "objective", "--executor", "ray")):
+        code, out, err = run(*arguments, "--progress")
+        assert code == 0, err
+        assert out.startswith("objective: 3 complete; budget of 3 trials spent\nbest ")
+        assert err.startswith("objective: 3/3 finished (3 complete, 0 pruned, 0 failed), 0 running, best ")
+        assert err.count("\n") == 1
+
+
 def test_of_two_runs_of_a_new_study_the_second_is_told_in_options(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,10 @@ def test_retry_makes_new_trials_and_names_the_command_that_runs_them(run: Run) -
     found = json.loads(out)
     assert (code, len(found["numbers"])) == (0, 1)
     assert found["needed"] > found["n_trials"]
-    for number, said in (("99", "no trial 99"), (str(found["numbers"][0]), "did not end yet (WAITING)")):
+    for number, said in (
+        ("99", "study 'fails' has no trial 99"),
+        (str(found["numbers"][0]), "of study 'fails' did not end yet (WAITING)"),
+    ):
         code, _, err = run("retry", "fails", number)
         assert code == 2
         assert said in err

@@ -51,7 +51,7 @@ BAD_USE = {
     "no end": (["run", "cli_objectives.py", "--study", "n"], "--trials N or --timeout"),
     "no file": (["run", "nofile.py", "--study", "n", "--trials", "3"], "there is no file nofile.py"),
     "no function": (["run", "cli_objectives.py:zz", "--study", "n", "--trials", "3"], "it has: objective"),
-    "no trials": (["run", "cli_objectives.py", "--study", "n", "--trials", "0"], "n_trials=0"),
+    "no trials": (["run", "cli_objectives.py", "--study", "n", "--trials", "0"], "error: --trials 0: give"),
     "no sampler": (
         ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--sampler", "tpee"],
         "'tpe'",
@@ -61,7 +61,10 @@ BAD_USE = {
         "'up'",
     ),
     "exists": (["run", "cli_objectives.py", "--study", "two", "--trials", "3"], "'tuner resume two'"),
-    "no ranks": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--ranks", "0"], "ranks=0"),
+    "no ranks": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--ranks", "0"],
+        "--ranks 0:",
+    ),
     "bad memory": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--memory", "4x"], "'4x'"),
     "bad custom": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--custom", "d"], "'d'"),
     "near command": (["statsu", "two"], "'status'"),
@@ -91,22 +94,38 @@ BAD_USE = {
     "other database": (["studies", "--storage", "mysql://h/x"], "not to mysql"),
     "negative timeout": (
         ["run", "cli_objectives.py", "--study", "n", "--timeout", "-1"],
-        "timeout=-1.0: give seconds above 0",
+        "--timeout -1.0: give seconds above 0\n",
     ),
-    "endless timeout": (["run", "cli_objectives.py", "--study", "n", "--timeout", "inf"], "timeout=inf"),
+    "endless timeout": (["run", "cli_objectives.py", "--study", "n", "--timeout", "inf"], "--timeout inf: "),
     "no concurrency": (
         ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--max-concurrent", "0"],
-        "max_concurrent=0",
+        "--max-concurrent 0: ",
     ),
     "bad isolation": (
         ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--isolation", "none"],
-        "'none'",
+        "--isolation 'none': ",
     ),
-    "bad seed": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--seed", "-1"], "seed=-1"),
-    "bad alert": (["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--alert", "x"], "x"),
+    "bad seed": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--seed", "-1"],
+        "--seed -1:",
+    ),
+    "bad alert": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--alert", "x"],
+        "error: --alert 'x",
+    ),
+    "bad amount": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--custom", "disk=0"],
+        "error: --custom disk=0.0: ",
+    ),
+    "no folder to send": (
+        ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--working-dir", "none"],
+        "error: --working-dir 'none': ",
+    ),
+    "bad retry": (["resume", "two", "--max-failures", "-2"], "error: --max-failures -2: "),
+    "bad cpus, one trial": (["run", "cli_objectives.py", "--params", "x=1", "--cpus", "-1"], "--cpus -1.0: "),
     "bad on_oom": (
         ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--on-oom", "cry"],
-        "'cry'",
+        "--on-oom 'cry': give 'alone' or 'fail'\n",
     ),
     "export state": (["export", "objective", "--state", "x"], "'X'"),
     "export condition": (["export", "objective", "--where", "lr!=3"], "condition 'lr!=3'"),

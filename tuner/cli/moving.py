@@ -103,7 +103,7 @@ def copy(source: str, target: str, names: tuple[str, ...], new_name: str | None,
         done = []
         if names or known:
             store.check_place(target)
-            with _as_public(), copies.arriving(target) as new:
+            with _as_public("name the copy with --study NAME --name NEW"), copies.arriving(target) as new:
                 done = [copies.copy(old, new, name, new_name) for name in names or known]
     if as_json:
         print_json(done)
@@ -225,15 +225,15 @@ def _refuse_orphans(database: Database, study: StudyRow, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _as_public() -> Iterator[None]:
-    """A name that is taken has an error of its own."""
+def _as_public(step: str = "give another name") -> Iterator[None]:
+    """A name that is taken has an error of its own, with the next ``step``."""
     import storage
 
     try:
         yield
     except storage.Refused as error:
         if "already" in str(error):
-            raise StudyExists(str(error)) from error
+            raise StudyExists(str(error).replace("give another name", step)) from error
         raise
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from tuner.config import variable
-from tuner.errors import BadInput
+from tuner.errors import BadInput, Infeasible
 from tuner.resources import Resources
 from tuner.retry import Retry
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STATES",
     "UNSTORED",
+    "as_options",
     "bytes_of",
     "checked_directions",
     "filter_options",
@@ -224,6 +226,39 @@ def filter_options(command: _F) -> _F:
     for option in reversed(_FILTERS):
         command = option(command)
     return command
+
+
+@contextlib.contextmanager
+def as_options() -> Iterator[None]:
+    """An error about an argument of ``tuner.optimize`` names the option of the current command instead."""
+    try:
+        yield
+    except (BadInput, Infeasible) as error:
+        params = click.get_current_context().command.params
+        flags = {param.name or "": param.opts[0] for param in params if isinstance(param, click.Option)}
+        first, *rest = str(error).split("\n", 1)
+        error.args = ("\n".join([in_options(first, {**flags, "n_trials": "--trials"}), *rest]),)
+        raise
+
+
+def in_options(message: str, flags: Mapping[str, str]) -> str:
+    """A message about arguments of ``tuner.optimize`` in words of the command line.
+
+    Args:
+        flags: option of each argument.
+
+    Example:
+        >>> in_options("retry: backoff=-1.0: give seconds of at least 0", {"backoff": "--backoff"})
+        '--backoff -1.0: give seconds of at least 0'
+        >>> in_options("gpus=0.5 with ranks=2: give ranks=1", {"gpus": "--gpus", "ranks": "--ranks"})
+        '--gpus 0.5 with --ranks 2: give --ranks 1'
+    """
+    plain = re.sub(r"\bretry=tuner\.Retry\((.*)\)", r"\1", message.removeprefix("retry: "))
+    plain = re.sub(r"^custom=\{'(.+?)': (.+?)\}", r"custom=\1=\2", plain)
+    names = "|".join(flags)
+    said = re.sub(rf"(?<![\w.'\"{{])({names})=(?=[^\s;,])", lambda found: f"{flags[found[1]]} ", plain)
+    said = re.sub(rf"^({names}):? (?=')", lambda found: f"{flags[found[1]]} ", said)
+    return said if said == plain else re.sub(r", or (None|a function)$", "", said)
 
 
 def states_of(texts: Iterable[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from tuner.cli.completion import file_argument, study_argument
 from tuner.cli.external import command_options, target_of
 from tuner.cli.options import (
     UNSTORED,
+    as_options,
     checked_directions,
     json_option,
     setting,
@@ -115,14 +116,15 @@ def run(
         raise BadInput("--final belongs to one trial that is not stored; give --params too, or leave it out")
     given = defaults.filled(ctx, given)
     defaults.check(ctx, given)
-    check_seed(given["seed"])
     if study is None:
         raise click.UsageError("--study NAME is missing (or --params, for one trial that is not stored)", ctx)
-    settings = settings_of(given)
-    if "n_trials" not in settings and "timeout" not in settings:
-        raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
-    _check(ctx, objective, settings, is_run=not given["dry_run"])
-    _listen(ctx, settings, given["log_format"])
+    with as_options():
+        check_seed(given["seed"])
+        settings = settings_of(given)
+        if "n_trials" not in settings and "timeout" not in settings:
+            raise click.UsageError("say when to end: --trials N or --timeout SECONDS", ctx)
+        _check(ctx, objective, settings, is_run=not given["dry_run"])
+        _listen(ctx, settings, given["log_format"])
     if given["dry_run"]:
         from tuner.cli.plan import print_plan
 
@@ -134,18 +136,19 @@ def run(
     is_new_file = file is not None and not file.exists()
     before = existing(study, storage, given["load_if_exists"])
     try:
-        created = create_study(
-            study,
-            storage=storage,
-            directions=checked_directions(given["direction"], objective),
-            sampler=given["sampler"],
-            pruner=given["pruner"],
-            seed=given["seed"],
-            load_if_exists=given["load_if_exists"],
-        )
+        with as_options():
+            created = create_study(
+                study,
+                storage=storage,
+                directions=checked_directions(given["direction"], objective),
+                sampler=given["sampler"],
+                pruner=given["pruner"],
+                seed=given["seed"],
+                load_if_exists=given["load_if_exists"],
+            )
     except StudyExists:  # another program was first, since we looked
         raise taken(study, storage) from None
-    with _driving(ctx, study, storage, given) as display:
+    with _driving(ctx, study, storage, given) as display, as_options():
         try:
             optimize(created, objective, progress=display, **settings)
         except TunerError as error:
@@ -182,13 +185,15 @@ def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) 
     defaults.check(ctx, given)
     with reading(storage) as database:
         stored = known_study(database, name).settings
-    changes = settings_of(given, stored)
-    _listen(ctx, changes, given["log_format"])
-    if stored:
-        Settings.from_mapping({**stored, **{key: value for key, value in changes.items() if key in _SCALARS}})
+    with as_options():
+        changes = settings_of(given, stored)
+        _listen(ctx, changes, given["log_format"])
+        if stored:
+            scalars = {key: value for key, value in changes.items() if key in _SCALARS}
+            Settings.from_mapping({**stored, **scalars})
     objective = given["objective"]
     _import_from_here(objective or "")
-    with _driving(ctx, name, storage, given) as display:
+    with _driving(ctx, name, storage, given) as display, as_options():
         tuner.resume(
             name,
             storage=storage,
@@ -229,7 +234,7 @@ def _driving(
     if progress or (progress is None and sys.stderr.isatty()):
         from tuner.progress import TerminalProgress
 
-        display = TerminalProgress()
+        display = TerminalProgress(says_why=False)  # _conclude does
     try:
         yield display if display is not None else False
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.options import checked_directions, params_of, settings_of
+from tuner.cli.options import as_options, checked_directions, params_of, settings_of
 from tuner.errors import BadInput, StudyNotFound, StudyStopped
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def run_one(target: str | Recipe, storage: str | None, given: Mapping[str, Any])
     from tuner.settings import Settings
     from tuner.solo import Solo
 
-    settings = Settings(**{key: value for key, value in settings_of(given).items() if key != "alerts"})
+    with as_options():
+        settings = Settings(**{key: value for key, value in settings_of(given).items() if key != "alerts"})
     wanted = alternatives(settings.resources)
     here = wanted[-1].count == 1 and given["executor"] != "ray" and not given["address"]
     if here:

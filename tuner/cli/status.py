@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["status"]
 
 WATCH_EVERY = 1.0  # seconds
+SILENT = 60.0  # seconds without a change, after which nobody can say whether Optuna's program lives
 _KINDS = 10  # of failures, each in a line
 _MOST = 200  # running trials that are read
 
@@ -107,15 +108,20 @@ def _watch(database: Database, name: str, as_json: bool, *, is_new: bool) -> Non
 
     redraw = Redraw(sys.stdout) if can_redraw(sys.stdout) and not as_json else None
     last: object = None
-    was_driven = False
+    was_driven = is_told = False
+    silence = _Silence()
     try:
         while True:
             began = time.monotonic()
             study = _still_known(database, name) if last else known_study(database, name)
             driver = driver_of(study)
             seen = dict(study.states), study.best_number, study.driving, study.stop_reason, driver
+            doubt = silence.doubt(database, study)
             if redraw is not None:
-                redraw.draw(_lines(database, study, *redraw.size, unicode=redraw.unicode))
+                redraw.draw(_lines(database, study, *redraw.size, unicode=redraw.unicode, doubt=doubt))
+            elif doubt and not is_told:
+                click.echo(f"{doubt}; Ctrl-C ends the watching", err=True)
+                is_told = True
             elif seen != last:
                 if as_json:
                     _print_json(database, name, indent=None)
@@ -134,6 +140,37 @@ def _watch(database: Database, name: str, as_json: bool, *, is_new: bool) -> Non
     finally:
         if redraw is not None:
             redraw.finish()
+
+
+class _Silence:
+    """How long a study that only Optuna runs has stood still. Of a program that was killed Optuna knows
+    nothing: its trials stay RUNNING.
+    """
+
+    def __init__(self) -> None:
+        self._last: object = None
+        self._since = time.monotonic()
+
+    def doubt(self, database: Database, study: StudyDetail) -> str:
+        """That nobody can say whether its trials still run; "" as long as there is no reason to ask."""
+        from storage.progress import running
+        from tuner.progress import clock_text
+
+        if study.settings or not study.states.get("RUNNING"):
+            return ""
+        rows = running(database.engine, study.name, limit=_MOST).rows
+        now = dict(study.states), [(row.number, row.curve[-1:]) for row in rows]
+        if now != self._last:
+            self._last, self._since = now, time.monotonic()
+        silent = time.monotonic() - self._since
+        if silent < SILENT:
+            return ""
+        named = ", ".join(str(row.number) for row in reversed(rows[:_KINDS]))
+        trials = f"trial{'s' if len(rows) > 1 else ''} {named}"
+        return (
+            f"no word for {clock_text(silent)} of what Optuna has as RUNNING ({trials}): "
+            "its program may be gone, and nobody else runs it"
+        )
 
 
 def _may_go_on(study: StudyDetail, was_driven: bool, is_new: bool, is_as_before: bool) -> bool:
@@ -180,7 +217,9 @@ def _print_json(database: Database, name: str, *, indent: int | None) -> None:
     print_json(value, indent=indent)
 
 
-def _lines(database: Database, study: StudyDetail, width: int, height: int, *, unicode: bool) -> list[Text]:
+def _lines(
+    database: Database, study: StudyDetail, width: int, height: int, *, unicode: bool, doubt: str = ""
+) -> list[Text]:
     """The view of a run, and below it the driver, how it ended, and the failures in their own words."""
     from rich.text import Text
 
@@ -189,6 +228,8 @@ def _lines(database: Database, study: StudyDetail, width: int, height: int, *, u
 
     failures = of_trials(database.engine, study.name)
     below = [Text(f"  driver  {driver_text(study)}")]
+    if doubt:
+        below.append(Text(f"  doubt   {doubt}"))
     if study.stop_reason:
         below.append(Text(f"  ended   {study.stop_reason.splitlines()[0]}"))
     below += [Text(f"  failed  {_said(failure)}", "red") for failure in failures[:_KINDS]]

@@ -13,7 +13,7 @@ import ray.exceptions
 from ray._private.authentication import authentication_token_setup as _tokens
 
 from tuner.dispatch import packages
-from tuner.dispatch.local_ray import LocalRay, quietly
+from tuner.dispatch.local_ray import LocalRay, quietly, unheard
 from tuner.errors import BadInput, ClusterUnavailable
 from tuner.runtime_env import sent_folder
 
@@ -71,7 +71,7 @@ class Connection:
         self._is_ours = True
         try:
             _knock(address)
-            with quietly():
+            with unheard(), quietly():
                 show_token(address)
                 ray.init(
                     address=address,

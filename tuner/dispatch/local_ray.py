@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private import node, parameter, services
+from ray._private import node, parameter, services, worker
 
 from tuner import credentials, shared_folder
 from tuner.dispatch import working_folder
@@ -23,7 +23,7 @@ from tuner.errors import ClusterUnavailable
 from tuner.processes import MARK, is_gone, marked, sweep
 from tuner.signals import deferred
 
-__all__ = ["LocalRay", "quietly"]
+__all__ = ["LocalRay", "quietly", "unheard"]
 
 _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hide the GPUs from actors that asked for none
@@ -62,7 +62,7 @@ class LocalRay:
             ClusterUnavailable: it does not come up.
         """
         try:
-            with _environment({**_SETTINGS, MARK: self._run}), _own_session(), _lean(), quietly():
+            with _environment({**_SETTINGS, MARK: self._run}), _own_session(), _lean(), unheard(), quietly():
                 context: Any = ray.init(
                     address="local",
                     include_dashboard=False,
@@ -108,6 +108,23 @@ def quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """What is connected meanwhile prints no word of Ray's servers, such as that a worker died: they would
+    stand in our standard output, which may be JSON, beside our own word for it. ``log_to_driver=False``
+    stops only what workers print.
+    """
+    listen = getattr(worker, "listen_error_messages", None)
+    if listen is None:
+        yield  # another Ray than was tried: as it likes
+        return
+    worker.listen_error_messages = lambda *arguments: None
+    try:
+        yield
+    finally:
+        worker.listen_error_messages = listen
 
 
 @contextlib.contextmanager
