@@ -28,6 +28,9 @@ __all__ = ["Lease"]
 log = logging.getLogger(__name__)
 
 
+_AT_ONCE = 1.0  # seconds; a write that takes longer has waited for another program's
+
+
 class Lease:
     """The right to drive one study. Use :meth:`acquire`, then :attr:`fence`, then :meth:`release`.
 
@@ -118,6 +121,9 @@ class Lease:
             if seen != counters:
                 seen, since = counters, time.monotonic()
             stale = time.monotonic() - since >= self.duration
+            if stale and owner and living and not owners.is_stopped(owner) and not self._is_writable():
+                seen = None  # its owner, too, waited for who locks the database: it has another lease
+                continue
             if living is False or stale:
                 if owner and living:
                     owners.end(owner)  # it must not wake up in the middle of a call to a worker
@@ -156,6 +162,12 @@ class Lease:
         with self.database.read() as connection:
             query = sa.select(leases).where(leases.c.study_uid == self.study_uid)
             return connection.execute(query).one_or_none()
+
+    def _is_writable(self) -> bool:
+        """Whether nobody had to be waited for. One that is stopped within a transaction is not waited for."""
+        began = time.monotonic()
+        with self.database.write():
+            return time.monotonic() - began < _AT_ONCE
 
     def _insert(self) -> bool:
         fields = {

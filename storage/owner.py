@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["alive", "end", "identity", "same_host", "shown"]
+__all__ = ["alive", "end", "identity", "is_stopped", "same_host", "shown"]
 
 
 @functools.cache
@@ -71,6 +71,15 @@ def alive(owner: Mapping[str, object]) -> bool | None:
         return _start_time(int(str(owner["pid"]))) == owner.get("start_time")
     except OSError:
         return None
+
+
+def is_stopped(owner: Mapping[str, object]) -> bool:
+    """True for a process of this host that was stopped, by SIGSTOP or by a debugger."""
+    try:
+        stat = Path(f"/proc/{owner['pid']}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in "Tt" and bool(alive(owner))
 
 
 def end(owner: Mapping[str, object]) -> None:

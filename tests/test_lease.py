@@ -99,6 +99,39 @@ def test_a_stopped_holder_is_ended_before_it_is_taken_over(
     lease.release()
 
 
+def test_a_holder_that_waits_for_a_locked_database_is_not_ended(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(sqlite_url)
+    studies.create(database, "s", ["minimize"], seed=1, sampler=None, pruner=None)
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), database.text, "1.5"]
+    lease, asked, error = lease_on(database, duration=1.5), threading.Event(), []
+
+    def take() -> None:
+        try:
+            lease.acquire()
+        except Held as held:
+            error.append(str(held))
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        write = database.write
+        monkeypatch.setattr(database, "write", lambda: asked.set() or write())
+        monkeypatch.setattr("storage.lease._AT_ONCE", 0.0)  # the lock need not be held for long
+        taker = threading.Thread(target=take)
+        other = Database(sqlite_url)
+        with other.write():
+            taker.start()
+            assert asked.wait(timeout=30)  # the counter stood still for one lease
+        taker.join(timeout=30)
+        assert holder.poll() is None
+        assert f"process {holder.pid} on" in error[0]
+        holder.kill()
+    other.dispose()
+    database.dispose()
+
+
 def test_a_holder_that_slept_through_a_take_over_changes_nothing(
     database: Database, holder: subprocess.Popen[str]
 ) -> None:
