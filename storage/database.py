@@ -262,7 +262,11 @@ class Database:
         arguments: dict[str, Any] = {"pool_pre_ping": True}
         if self.is_sqlite:
             arguments["connect_args"] = {"timeout": self._timeout}
-        return optuna.storages.RDBStorage(self.text, engine_kwargs=arguments, skip_table_creation=True)
+        try:
+            return optuna.storages.RDBStorage(self.text, engine_kwargs=arguments, skip_table_creation=True)
+        except RuntimeError as error:  # a revision within a schema that it knows
+            text = " ".join(str(error).split()).rstrip(".")
+            raise Unavailable(f"the database {self} is refused by Optuna: {text}") from error
 
     def dispose(self) -> None:
         """Close every connection."""

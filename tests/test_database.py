@@ -105,6 +105,16 @@ def test_another_schema_is_refused_and_nothing_is_written(tmp_path: Path, statem
     assert path.read_bytes() == (tmp_path / "before.db").read_bytes()
 
 
+def test_a_revision_that_only_a_newer_optuna_knows_is_one_line(sqlite_url: str) -> None:
+    made = Database(sqlite_url)
+    with made.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v9.9.9.a'"))
+    with pytest.raises(Unavailable, match="pip install -U optuna") as error:
+        made.optuna_storage()
+    assert "\n" not in str(error.value)
+    made.dispose()
+
+
 def test_tables_that_another_program_is_just_making_are_waited_for(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
