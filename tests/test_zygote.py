@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -388,8 +389,6 @@ def hold(
     tmp_path: Path, file: Path, run: str, without_driver: float
 ) -> tuple[subprocess.Popen[str], int, Path]:
     """A shell in a process of its own, whose rank waits for ever; its rank and folder."""
-    import pickle
-
     request = tmp_path / "assignment"
     request.write_bytes(pickle.dumps(assignment(file, "leaves_a_helper_and_waits")))
     command = [sys.executable, "-c", HOLDER, str(without_driver), run, str(request)]
@@ -413,6 +412,40 @@ def test_a_killed_shell_leaves_no_process_and_no_file(tmp_path: Path, file: Path
     holder.kill()
     holder.wait(timeout=10)
     until_nothing_is_left(run, folder)
+
+
+KILLED_AS_IT_ASKS = """
+import os, pickle, signal, sys, time
+from tuner.channel import Place
+from tuner.dispatch import shell as shells, zygote
+
+shell = shells.Shell(sys.argv[1], 1, True, ())
+while not shell._nursery.zygote:
+    time.sleep(0.01)
+os.kill(shell._nursery.zygote, signal.SIGSTOP)
+print(shell._nursery.zygote, shell._folder, flush=True)
+ask = zygote.request
+def last(*arguments, **named):
+    ask(*arguments, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+zygote.request = last
+shell.start([pickle.load(open(sys.argv[2], "rb"))], Place())
+"""
+
+
+def test_a_shell_that_is_killed_as_it_asks_for_a_rank_leaves_nothing(
+    tmp_path: Path, file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, request = f"{RUN}-asks", tmp_path / "assignment"
+    request.write_bytes(pickle.dumps(assignment(file, "quadratic")))
+    command = [sys.executable, "-c", KILLED_AS_IT_ASKS, run, str(request)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        zygote, folder = holder.stdout.readline().split()
+        assert holder.wait(timeout=20) == -signal.SIGKILL
+    os.kill(int(zygote), signal.SIGCONT)
+    until_nothing_is_left(run, Path(folder))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_shell_that_no_driver_drains_ends_itself(tmp_path: Path, file: Path) -> None:

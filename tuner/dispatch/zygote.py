@@ -174,7 +174,10 @@ def _serve(control: socket.socket, wake: int, wake_write: int, later: list[str])
             if served:
                 _import_later(later)
             served = True
-            line = _Line(control, received, (wake, wake_write))
+            try:
+                line = _Line(control, received, (wake, wake_write))
+            except ConnectionError:
+                continue  # the shell was killed just after it had asked: the next look says so
             line.fork()
 
 
