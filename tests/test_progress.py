@@ -162,6 +162,7 @@ def test_the_phase_says_what_happens_to_running_trials() -> None:
 
 def test_names_with_markup_are_shown_as_they_are() -> None:
     assert "[bold]x[/bold]" in shown(snapshot(study="[bold]x[/bold]"))
+    assert "a\\n\\x1b[2J" in shown(snapshot(study="a\n\x1b[2J"))
 
 
 def test_a_frame_replaces_the_last_one_in_place() -> None:
@@ -261,6 +262,26 @@ def test_a_terminal_that_moves_no_cursor_gets_plain_lines(monkeypatch: pytest.Mo
     terminal = Terminal()
     TerminalProgress(terminal).update(snapshot())
     assert terminal.getvalue() == f"{line(snapshot())}\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_an_output_that_goes_away_ends_the_view_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    class Gone(Terminal):
+        def isatty(self) -> bool:
+            return is_terminal
+
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    gone = Gone()
+    monkeypatch.setattr(sys, "stderr", gone)
+    progress = TerminalProgress(gone)
+    progress.wait("waiting for Ray")
+    progress.update(snapshot())
+    progress.close(snapshot(), "done")
+    assert sys.stderr is gone
 
 
 def test_other_output_appears_above_the_view_and_streams_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

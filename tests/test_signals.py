@@ -14,9 +14,9 @@ from tuner.signals import Signals, deferred
 from tuner.snapshot import Snapshot
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_within_the_block_takes_effect_at_its_end(number: signal.Signals) -> None:
-    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     reached = []
 
     def fork(signals: Signals) -> None:
@@ -28,7 +28,17 @@ def test_a_signal_within_the_block_takes_effect_at_its_end(number: signal.Signal
         with pytest.raises(KeyboardInterrupt, match=f"{number.name}, signal 1"):
             fork(signals)
         assert (reached, signals.count) == ([0], 1)
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_under_nohup_the_end_of_the_terminal_is_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals, deferred():
+            signal.raise_signal(signal.SIGHUP)
+        assert signals.count == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_nothing_is_done_outside_the_main_thread() -> None:

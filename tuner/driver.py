@@ -147,7 +147,7 @@ class Driver:
         Raises:
             StudyHeld: another driver took over.
             StudyStopped: the study stopped on failures.
-            KeyboardInterrupt: SIGINT or SIGTERM; everything is resumable.
+            KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; everything is resumable.
             Infeasible, ClusterUnavailable, StoreUnavailable: see there.
         """
         reason = _BROKEN

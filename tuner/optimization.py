@@ -121,7 +121,7 @@ def optimize(
         BadInput, BadObjective, Infeasible: found before anything was written.
         StudyHeld: another live driver holds the study.
         StudyStopped: the study stopped on repeated failures.
-        KeyboardInterrupt: SIGINT or SIGTERM; call again to resume.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP; call again to resume.
 
     Example:
         >>> def objective(trial):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.text import Text
@@ -25,7 +26,8 @@ _FINISHED = ("COMPLETE", "PRUNED", "FAIL")
 
 
 class TerminalProgress:
-    """Implements :class:`tuner.snapshot.Progress` for people at a terminal.
+    """Implements :class:`tuner.snapshot.Progress` for people at a terminal; where that goes away, nothing
+    more is shown, and the run goes on.
 
     Args:
         file: where to write; standard error by default. If it is no terminal, a plain line
@@ -52,19 +54,22 @@ class TerminalProgress:
     def wait(self, reason: str) -> None:
         """Show what is waited for until the first moment, on a terminal only."""
         if self._redraw is not None:
-            self._redraw.draw([Text(reason)])
+            with self._showing():
+                self._redraw.draw([Text(reason)])
 
     def update(self, snapshot: Snapshot) -> None:
         """Show this moment; as a plain line, unless the last one was shown too short a time ago."""
         if self._closed:
             return
         if self._redraw is not None:
-            self._draw(self._redraw, snapshot)
+            with self._showing():
+                self._draw(self._redraw, snapshot)
             return
         seen = (dict(snapshot.states), snapshot.best_number, snapshot.phase)
         if self._clock() >= self._next and seen != self._last:
             self._last = seen
-            print(line(snapshot), file=self._file, flush=True)
+            with self._showing():
+                print(line(snapshot), file=self._file, flush=True)
             self._next = self._clock() + LINE_EVERY
 
     def close(self, snapshot: Snapshot | None, message: str) -> None:
@@ -73,14 +78,24 @@ class TerminalProgress:
             return
         self._closed = True
         said = (message.strip().splitlines() or [""])[0] if self._says_why else ""
-        if self._redraw is not None:
-            if snapshot is not None:
-                self._draw(self._redraw, dataclasses.replace(snapshot, running=()))
-            self._redraw.finish()
-        elif snapshot is not None:
-            print(line(snapshot), file=self._file)
-        if said:
-            print(said, file=self._file, flush=True)
+        with self._showing():
+            if self._redraw is not None:
+                if snapshot is not None:
+                    self._draw(self._redraw, dataclasses.replace(snapshot, running=()))
+                self._redraw.finish()
+            elif snapshot is not None:
+                print(line(snapshot), file=self._file)
+            if said:
+                print(said, file=self._file, flush=True)
+
+    @contextlib.contextmanager
+    def _showing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._closed = True
+            if self._redraw is not None:
+                self._redraw.finish()
 
     @staticmethod
     def _draw(redraw: Redraw, snapshot: Snapshot) -> None:
@@ -193,7 +208,8 @@ def _failures(snapshot: Snapshot) -> str:
 
 
 def _heading(snapshot: Snapshot, width: int) -> Text:
-    name = _cut(snapshot.study, max(20, width // 2))
+    name = snapshot.study if snapshot.study.isprintable() else ascii(snapshot.study)[1:-1]
+    name = _cut(name, max(20, width // 2))
     text = Text.assemble((name, "bold"), (f"  {', '.join(snapshot.directions)}", "dim"))
     if snapshot.cluster:
         text.append(f"  on {snapshot.cluster}", "dim")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a count that a loop looks at, instead of an exception at any line."""
+"""The signals that end a program as a count that a loop looks at, instead of an exception at any line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from typing import Any
 
 __all__ = ["Signals", "deferred"]
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal has gone
 _PATIENCE = 2  # signals that are only counted; after them whoever sends one means it
+
+
+def _wanted() -> list[signal.Signals]:
+    """Those that are ours to answer: under ``nohup`` the end of the terminal is none."""
+    return [one for one in _ENDING if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """SIGINT and SIGTERM that come within the block take effect at its end.
+    """SIGINT, SIGTERM and SIGHUP that come within the block take effect at its end.
 
     Around a fork: what a handler raises in Python's own fork hooks is ignored, and has kept the lock of
     ``logging`` held for ever. Outside the main thread, which no handler interrupts, it does nothing.
@@ -26,7 +31,7 @@ def deferred() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {one: signal.signal(one, lambda number, frame: came.append(number)) for one in _ENDING}
+    before = {one: signal.signal(one, lambda number, frame: came.append(number)) for one in _wanted()}
     try:
         yield
     finally:
@@ -37,7 +42,7 @@ def deferred() -> Iterator[None]:
 
 
 class Signals:
-    """Counts SIGINT and SIGTERM to the end of the ``with`` block.
+    """Counts SIGINT, SIGTERM and SIGHUP (unless ``nohup`` has it ignored) to the end of the ``with`` block.
 
     Until :meth:`count_only` each one raises KeyboardInterrupt where the program is, and from the
     third one on again: an objective that runs in the driver's own process may never come back to look.
@@ -63,7 +68,7 @@ class Signals:
     def _install(self) -> None:
         """The former handlers come back at the end of the block."""
         if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:
+            for number in _wanted():
                 self._before.setdefault(number, signal.signal(number, self._receive))
 
     def __exit__(

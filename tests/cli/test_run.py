@@ -185,7 +185,7 @@ def test_a_held_study_exits_3(run: Run, made: Path) -> None:
         lease.release()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_exits_130_and_says_how_to_go_on(run: Run, tmp_path: Path, number: int) -> None:
     file, name = tmp_path / f"signals{number}.py", f"interrupted{number}"
     file.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -238,9 +239,10 @@ def _driving(
     try:
         yield display if display is not None else False
     except KeyboardInterrupt:
-        if display is not None:
-            display.close(None, "")
-        click.echo(_interrupted(name, storage), err=True)
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            if display is not None:
+                display.close(None, "")
+            click.echo(_interrupted(name, storage), err=True)
         ctx.exit(130)
     except StudyStopped as error:
         again = command("resume", name, storage)
