@@ -24,6 +24,14 @@ def test_studies_lists_and_searches(run: Run) -> None:
     ]
 
 
+def test_a_name_commands_no_terminal_and_stays_in_its_row(run: Run, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/names.db"
+    optuna.create_study(study_name="two\nlines \x1b]0;title\x07", storage=url)
+    code, out, _ = run("studies", "--storage", url)
+    assert (code, out.count("\n")) == (0, 2)
+    assert "two\\nlines \\x1b]0;title\\x07" in out
+
+
 def test_status_of_an_ended_study_says_why_and_watching_it_ends_at_once(run: Run) -> None:
     for arguments in (["status", "fails"], ["status", "fails", "--watch"]):
         code, out, _ = run(*arguments)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 from storage import reads, studies
@@ -251,3 +253,44 @@ def test_an_output_without_space_is_one_line() -> None:
         )
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert ended.stderr.startswith("error: there is no space left where this writes to; make room")
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "0, 1, 2"])
+def test_a_run_with_closed_streams_runs_all_the_same(made: Path, closed: str) -> None:
+    name = f"closed {closed}"
+    code = f"import os; [os.close(one) for one in ({closed},)]; os.execv(sys.executable, sys.argv[1:])"
+    given = (
+        "run",
+        "cli_objectives.py:objective",
+        "--study",
+        name,
+        "--direction",
+        "minimize",
+        "--trials",
+        "1",
+    )
+    command = [sys.executable, "-m", "tuner", *given, "--executor", "inline"]
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}", *command],
+        cwd=made,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{made}/tuner.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
+
+
+def test_a_name_that_the_output_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/tuner.db"
+    optuna.create_study(study_name="größe", storage=url)
+    ended = subprocess.run(
+        [sys.executable, "-m", "tuner", "studies", "--storage", url],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "PYTHONIOENCODING=utf-8, or give --json" in ended.stderr

@@ -6,6 +6,7 @@ study is held by a live driver; 130 interrupted, resumable.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
@@ -113,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; default ``sys.argv[1:]``.
     """
-    if sys.stdout is not None and sys.stdout.isatty() and isinstance(sys.stdout, io.TextIOWrapper):
+    _fill_in()
+    if sys.stdout.isatty() and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a sign shows another; a file must not
     if arguments is None and credentials.hide():
         click.echo(f"warning: {_SEEN}", err=True)
@@ -134,10 +136,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except UnicodeEncodeError as error:
+        return _fail(
+            f"{error.object[error.start : error.end]!a} cannot be written in {error.encoding}, "
+            "the encoding of the output; set PYTHONIOENCODING=utf-8, or give --json",
+            2,
+        )
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _fail("there is no space left where this writes to; make room, and try again", 2)
         return _unexpected(error)
+
+
+def _fill_in() -> None:
+    """Give a program that was started with closed streams some that lead nowhere: else the next files that it
+    opens, such as the database, would take their places.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _said(error: click.ClickException) -> str:
@@ -168,7 +185,8 @@ def _unexpected(error: Exception) -> int:
 def _fail(message: str, code: int) -> int:
     """One line on standard error; what follows the first line, such as a traceback, comes after it."""
     first, _, rest = message.strip().partition("\n")
-    click.echo(f"error: {' '.join(first.split())}", err=True)
-    if rest:
-        click.echo(rest, err=True)
+    with contextlib.suppress(OSError):  # the terminal may have gone
+        click.echo(f"error: {' '.join(first.split())}", err=True)
+        if rest:
+            click.echo(rest, err=True)
     return code

@@ -43,7 +43,7 @@ def as_plain(value: Any) -> Any:
 
 
 def harmless(text: str) -> str:
-    """A line of a trial's output for a terminal: without colours, and with no sign that commands it.
+    """A name, or a line of output, for a terminal: without colours, and with no sign that commands it.
 
     Example:
         >>> harmless("\\x1b[31mred\\x1b[0m \\x1b]0;title\\x07")
@@ -76,11 +76,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         table.add_column(
             name, justify="right" if name in right else "left", no_wrap=True, overflow="ellipsis"
         )
-    for row in rows:
+    shown = [[harmless(cell) for cell in row] for row in rows]
+    for row in shown:
         table.add_row(*[Text(cell) for cell in row])
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
-        widths = [max(len(cell) for cell in column) + 2 for column in zip(columns, *rows, strict=True)]
+        widths = [max(len(cell) for cell in column) + 2 for column in zip(columns, *shown, strict=True)]
         console.width = max(80, sum(widths))
     console.print(table)
 
