@@ -11,7 +11,7 @@ _SQLITE = {
     "malformed": "; restore a copy of it, or copy what can be read with 'tuner copy'",
     "readonly": "; it and its folder must be writable: change that, or work on a copy of the file",
     "is full": "; make room on its disk, and try again",
-    "is locked": "; another program is writing to it: try again once it has ended, or end it",
+    "is locked": "; another program is writing to it: wait for its end, or end it",
     "I/O error": "; see whether its disk is full or broken",
 }
 

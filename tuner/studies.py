@@ -186,7 +186,8 @@ def new_seed(sampler: SamplerSpec) -> int:
 def unknown(database: Database, name: str) -> StudyNotFound:
     """The error for a study that is not there: it names those that are."""
     known = studies.names(database)
-    shown = ", ".join(known[:10]) + (" ..." if len(known) > 10 else "")
+    shown = ", ".join(one if one.isprintable() else repr(one) for one in known[:10])
+    shown += " ..." if len(known) > 10 else ""
     return StudyNotFound(
         f"there is no study {name!r} in {database}; "
         + (f"it has: {shown}" if known else "it has no study yet")

@@ -30,6 +30,9 @@ def test_a_name_commands_no_terminal_and_stays_in_its_row(run: Run, tmp_path: Pa
     code, out, _ = run("studies", "--storage", url)
     assert (code, out.count("\n")) == (0, 2)
     assert "two\\nlines \\x1b]0;title\\x07" in out
+    code, _, err = run("status", "another", "--storage", url)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "\x1b" not in err
 
 
 def test_status_of_an_ended_study_says_why_and_watching_it_ends_at_once(run: Run) -> None:
