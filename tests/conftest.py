@@ -81,6 +81,17 @@ def _modules_are_no_garbage() -> None:
         _frozen = len(sys.modules)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _components_are_looked_for_once() -> None:
+    """Streamlit reads what every installed package says of itself for each AppTest, and a server once:
+    more than half of the time that the pages' tests take.
+    """
+    if "streamlit" in sys.modules:
+        from streamlit.components.v2 import manifest_scanner
+
+        manifest_scanner.scan_component_manifests = functools.cache(manifest_scanner.scan_component_manifests)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _ray_goes_with_the_file() -> Iterator[None]:
     """A connection that one file has left would be taken for the user's own by the next one."""
