@@ -6,6 +6,7 @@ Heavy libraries enter by few doors.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import pkgutil
 import subprocess
@@ -87,7 +88,11 @@ FILES = {
     for file in sorted((ROOT / package).rglob("*.py"))
     if "__pycache__" not in file.parts
 }
-TREES = {name: ast.parse(file.read_text(), str(file)) for name, file in FILES.items()}
+
+
+@functools.cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text(), name)
 
 
 def imports_of(name: str) -> Iterator[Import]:
@@ -108,30 +113,36 @@ def imports_of(name: str) -> Iterator[Import]:
             for child in ast.iter_child_nodes(node):
                 yield from visit(child, types, inside)
 
-    yield from visit(TREES[name], False, False)
+    yield from visit(tree_of(name), False, False)
 
 
-TORCH_NAMES = {one.name for one in imports_of("tuner.torch")}
-"""What ``tuner.torch`` gives; read, not imported, since it brings torch."""
+@functools.cache
+def torch_names() -> set[str]:
+    """What ``tuner.torch`` gives; read, not imported, since it brings torch."""
+    return {one.name for one in imports_of("tuner.torch")}
 
-ALL = [one for name in TREES for one in imports_of(name)]
+
+@functools.cache
+def all_imports() -> list[Import]:
+    """Read by the first test: each process of a parallel run collects this file, and one runs it."""
+    return [one for name in FILES for one in imports_of(name)]
 
 
 def target(one: Import) -> str:
     """The module of ours that an import runs."""
     deeper = f"{one.module}.{one.name}"
-    return deeper if deeper in TREES else one.module
+    return deeper if deeper in FILES else one.module
 
 
 def test_the_rules_look_at_every_package() -> None:
-    assert {name.partition(".")[0] for name in TREES} == set(PACKAGES)
-    assert {target(one) for one in ALL} >= {"storage.tables", "tuner.outcome"}
+    assert {name.partition(".")[0] for name in FILES} == set(PACKAGES)
+    assert {target(one) for one in all_imports()} >= {"storage.tables", "tuner.outcome"}
 
 
 def test_no_package_imports_against_the_layers() -> None:
     wrong = [
         str(one)
-        for one in ALL
+        for one in all_imports()
         if (top := one.module.partition(".")[0]) in PACKAGES
         and top not in MAY_IMPORT[one.by.partition(".")[0]]
     ]
@@ -142,7 +153,7 @@ def test_no_package_imports_against_the_layers() -> None:
 def test_a_heavy_library_enters_by_its_doors_only(library: str) -> None:
     wrong = [
         str(one)
-        for one in ALL
+        for one in all_imports()
         if one.module.partition(".")[0] == library
         and not one.for_types_only
         and not any(one.by == door or one.by.startswith(f"{door}.") for door in DOORS[library])
@@ -153,20 +164,20 @@ def test_a_heavy_library_enters_by_its_doors_only(library: str) -> None:
 def test_objectives_use_the_public_names_only() -> None:
     wrong = [
         str(one)
-        for one in ALL
+        for one in all_imports()
         if one.by.startswith("objectives")
         and one.module.partition(".")[0] == "tuner"
         and not (one.module == "tuner" and (not one.name or one.name in tuner.__all__))
-        and not (one.module == "tuner.torch" and one.name in TORCH_NAMES)
+        and not (one.module == "tuner.torch" and one.name in torch_names())
     ]
     assert wrong == []
 
 
 def test_modules_do_not_import_each_other_in_circles() -> None:
     """Imports inside functions count too: they hide a circle, they do not open it."""
-    edges: dict[str, set[str]] = {name: set() for name in TREES}
-    for one in ALL:
-        if not one.for_types_only and target(one) in TREES and target(one) != one.by:
+    edges: dict[str, set[str]] = {name: set() for name in FILES}
+    for one in all_imports():
+        if not one.for_types_only and target(one) in FILES and target(one) != one.by:
             edges[one.by].add(target(one))
     assert find_circle(edges) == []
 
@@ -197,15 +208,15 @@ def test_the_search_for_circles_finds_one() -> None:
 def test_private_names_stay_in_their_module() -> None:
     wrong = [
         str(one)
-        for one in ALL
+        for one in all_imports()
         if one.module.partition(".")[0] in PACKAGES and one.name.startswith("_") and one.name != "__version__"
     ]
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_module_says_what_it_is_and_what_it_gives(name: str) -> None:
-    tree = TREES[name]
+    tree = tree_of(name)
     if not tree.body:
         return
     assert ast.get_docstring(tree), f"{name} has no docstring"
