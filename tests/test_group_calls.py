@@ -13,7 +13,8 @@ import pytest
 from tests.test_zygote import assignment as assignment_of
 from tuner.assignment import Assignment
 from tuner.dispatch.exchange import Exchange
-from tuner.dispatch.ray_group import Group, Shape
+from tuner.dispatch.ray_group import Group
+from tuner.dispatch.shape import Shape
 from tuner.dispatch.shell import Batch, Begun, StaleEpoch
 from tuner.messages import Ended, Message, RankInfo, Turn, encode
 from tuner.outcome import Outcome, Reason

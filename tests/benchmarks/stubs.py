@@ -74,7 +74,7 @@ class StubHost:
         self._stubs = [Stub(Path(over), rate) for _ in range(count)]
 
     async def ready(self, index: int) -> dict[str, Any]:
-        """As :meth:`tuner.dispatch.ray_group.RayShell.ready`."""
+        """As :meth:`tuner.dispatch.ray_shell.RayShell.ready`."""
         context = ray.get_runtime_context()
         known = {"host": socket.gethostname(), "pid": os.getpid(), "loopback": loopback(), "folder": ""}
         return {**known, "node": context.get_node_id(), "address": "127.0.0.1", "devices": (), "packages": ""}

@@ -18,6 +18,7 @@ from ray._private import node, parameter, services, worker
 
 from tuner import credentials, shared_folder
 from tuner.dispatch import working_folder
+from tuner.dispatch.ray_shell import plain
 from tuner.dispatch.reaper import Reaper
 from tuner.errors import ClusterUnavailable
 from tuner.processes import MARK, is_gone, marked, sweep
@@ -33,6 +34,7 @@ _SETTINGS = {
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_prestart_worker_first_driver": "0",  # one for each core, which the shells that start would wait for
 }
 
 
@@ -62,7 +64,8 @@ class LocalRay:
             ClusterUnavailable: it does not come up.
         """
         try:
-            with _environment({**_SETTINGS, MARK: self._run}), _own_session(), _lean(), unheard(), quietly():
+            environment = _environment({**_SETTINGS, MARK: self._run})
+            with environment, _own_session(), _lean(), plain(), unheard(), quietly():
                 context: Any = ray.init(
                     address="local",
                     include_dashboard=False,

@@ -22,8 +22,9 @@ from tuner.dispatch.connection import Connection
 from tuner.dispatch.devices import twice
 from tuner.dispatch.exchange import Exchange
 from tuner.dispatch.probe import lacking, probe
-from tuner.dispatch.ray_group import GROUP, Group, Shape, cause
+from tuner.dispatch.ray_group import GROUP, Group, cause
 from tuner.dispatch.set_aside import SetAside
+from tuner.dispatch.shape import Shape
 from tuner.dispatch.shell import StaleEpoch, Standing
 from tuner.errors import ClusterUnavailable, Infeasible, StudyHeld
 from tuner.messages import Answer, Ended, Envelope, Message, RankInfo, Released

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,16 +27,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from storage import owner as processes
 from tuner.assignment import Assignment
 from tuner.channel import Place
-from tuner.dispatch import packages, standing, working_folder
+from tuner.dispatch import standing, working_folder
 from tuner.dispatch.devices import Held
 from tuner.dispatch.exchange import Exchange, Line
 from tuner.dispatch.group import RankEnding, decide
-from tuner.dispatch.set_aside import assigned_devices
-from tuner.dispatch.shell import PACE, WITHOUT_DRIVER, Batch, Begun, Shell, StaleEpoch, Standing
+from tuner.dispatch.ray_shell import RayShell
+from tuner.dispatch.shape import Shape
+from tuner.dispatch.shell import PACE, WITHOUT_DRIVER, Batch, Begun, StaleEpoch, Standing
 from tuner.messages import Answer, Ended, Finished, Message, RankInfo, Released, Started, Turn, decode_all
 from tuner.outcome import Outcome, Reason
 
-__all__ = ["GROUP", "Group", "Owner", "Shape"]
+__all__ = ["GROUP", "Group", "Owner"]
 
 log = logging.getLogger(__name__)
 
@@ -58,33 +58,6 @@ PARTING = 3.0  # seconds that shells get to clean up
 ABSENT = 2.0  # seconds between two looks at the time that count as ours, not as the shells'
 
 _WELL = (Reason.COMPLETE, Reason.PRUNED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What a group is made of: one bundle of resources for each rank.
-
-    Attributes:
-        filler: the rest of a node, held so that nothing else of ours runs there; empty for a group
-            that shares its node.
-        preload: modules that the zygotes import once; another group serves as well.
-        packages: what its shells were sent, as :func:`tuner.dispatch.packages.told` has it.
-        name: of the group on a cluster that outlives its driver, else "".
-        study: its uid.
-        ahead: folders of shells whose zygotes wait for them, of the first ranks.
-    """
-
-    run: str = field(compare=False)
-    ranks: int
-    cpus: float
-    bundle: Mapping[str, float]
-    hide_gpus: bool
-    filler: Mapping[str, float] = field(default_factory=dict)
-    preload: tuple[str, ...] = field(default=(), compare=False)
-    packages: str = ""
-    name: str = field(default="", compare=False)
-    study: str = field(default="", compare=False)
-    ahead: tuple[str, ...] = field(default=(), compare=False)
 
 
 class Owner(Protocol):
@@ -112,27 +85,6 @@ class Owner(Protocol):
 
     def superseded(self, error: StaleEpoch) -> None:
         """Another driver has the study, and this one nothing more to say."""
-
-
-class RayShell(Shell):
-    """A shell that knows where Ray placed it, and to which group it belongs."""
-
-    def __init__(self, shape: Shape, rank: int) -> None:
-        self._group = shape.name
-        self._sent = dict(ray.get_runtime_context().runtime_env)
-        package = os.getcwd() if self._sent.get("working_dir") else ""  # where Ray starts its workers then
-        folder = shape.ahead[rank] if rank < len(shape.ahead) else ""
-        super().__init__(shape.run, shape.cpus, shape.hide_gpus, shape.preload, shape.study, package, folder)
-        self._node = ray.get_runtime_context().get_node_id()
-
-    def left(self) -> None:
-        if self._group:
-            standing.remove(self._group)
-
-    def ready(self) -> dict[str, Any]:
-        address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        found = {"node": self._node, "address": address, "devices": assigned_devices()}
-        return {**super().ready(), **found, "packages": packages.told(self._sent)}
 
 
 @dataclass(kw_only=True)
