@@ -338,6 +338,7 @@ def test_what_the_file_imports_can_be_imported_ahead(write: Write) -> None:
         """
         from __future__ import annotations
         import os, sys
+        import statistics, this
         import numpy as np
         import torch.nn as nn
         from sklearn.datasets import load_digits
@@ -348,7 +349,12 @@ def test_what_the_file_imports_can_be_imported_ahead(write: Write) -> None:
             import pandas
         """
     )
-    assert imports(str(file)) == ("numpy", "torch.nn", "sklearn.datasets")
+    assert imports(str(file)) == ("statistics", "numpy", "torch.nn", "sklearn.datasets")
+    write("", "statistics.py")
+    assert imports(str(file)) == ("numpy", "torch.nn", "sklearn.datasets"), (
+        "a file of the user's, not Python's"
+    )
+    (file.parent / "statistics.py").unlink()
     assert imports(str(file.parent / "none.py")) == ()
     later = "import os, numpy\nSIZE = len(os.sep)\nos.environ['KERAS_BACKEND'] = 'jax'\nimport pandas"
     assert imports(str(write(later))) == ("numpy",)

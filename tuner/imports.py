@@ -18,7 +18,16 @@ __all__ = ["TORCH", "imports", "is_installed_file", "may_use_torch"]
 
 TORCH = "torch"
 
-_LEFT_OUT = {"ray", "streamlit", "__future__", *OWN_PACKAGES, *sys.stdlib_module_names}
+_PLAYS = {
+    "antigravity",
+    "idlelib",
+    "test",
+    "this",
+    "tkinter",
+    "turtle",
+    "turtledemo",
+}  # on import, some of them
+_LEFT_OUT = {"__future__", "ray", "streamlit", *OWN_PACKAGES, *_PLAYS}
 _WITHOUT_TORCH = {
     *("catboost", "joblib", "lightgbm", "matplotlib", "numpy", "optuna", "pandas", "PIL", "polars", "psutil"),
     *("pyarrow", "ray", "requests", "scipy", "sklearn", "statsmodels", "tensorflow", "tqdm", "xgboost"),
@@ -31,8 +40,8 @@ _FILES = 200  # files of the user's that are read
 
 
 def imports(file: str) -> tuple[str, ...]:
-    """Installed modules for a zygote to import once, before it forks the objective's processes: those that
-    the file imports at its top, and torch if :func:`may_use_torch`.
+    """Installed modules and those of Python for a zygote to import once, before it forks the objective's
+    processes: those that the file imports at its top, and torch if :func:`may_use_torch`.
 
     A fork of a process that holds torch takes three times as long, and imports of it seconds. What the file
     imports after it has changed its environment may depend on that, as Keras does: that is left to attempts.
@@ -41,7 +50,13 @@ def imports(file: str) -> tuple[str, ...]:
     if tree is None:
         return ()
     before = itertools.takewhile(lambda node: not _sets_environment(node), tree.body)
-    found = [name for node in before for name in _named(node, "") if _is_installed(name)]
+    folder = os.path.dirname(file)  # a file of the user's stands before others
+    found = [
+        name
+        for node in before
+        for name in _named(node, "")
+        if _is_installed(name) and _own_file(name, folder) is None
+    ]
     names = dict.fromkeys(found)
     if not any(_top(name) == TORCH for name in names) and may_use_torch(file):
         names[TORCH] = None

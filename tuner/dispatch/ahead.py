@@ -27,11 +27,11 @@ from typing import Any
 
 from tuner.dispatch import working_folder
 from tuner.dispatch.surroundings import SHELL_MARK, environment, rename
-from tuner.imports import TORCH
 from tuner.processes import sweep
 from tuner.resources import Resources
 
 __all__ = [
+    "GROUPS",
     "Ahead",
     "begin",
     "call",
@@ -45,6 +45,7 @@ __all__ = [
     "taken",
 ]
 
+GROUPS = "torch.distributed"  # what ranks of any objective need of torch
 MOST = 8  # zygotes that wait at once
 _ADDRESS = "zygote"  # in the folder
 _SIZE = struct.Struct("!I")
@@ -114,7 +115,7 @@ class Ahead:
 
 def modules(wanted: Resources, own: Sequence[str]) -> tuple[str, ...]:
     """What a zygote imports for an attempt, whose objective's own modules are ``own``."""
-    return (*((TORCH,) if wanted.count > 1 or wanted.gpus else ()), *own)
+    return (*((GROUPS,) if wanted.count > 1 or wanted.gpus else ()), *own)
 
 
 def start_groups(run: str, wanted: Resources, own: Sequence[str], groups: int | None) -> Ahead | None:

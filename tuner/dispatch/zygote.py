@@ -96,9 +96,11 @@ def main() -> None:
     for number in map(int, sys.argv[1].split(",")):
         given.append(socket.socket(fileno=os.dup(number)))  # select takes none above 1023: who started us may
         os.close(number)  # have many
-    preload, later = ["optuna", "tuner.worker", *sys.argv[3:]], []
-    if any(name.partition(".")[0] == "torch" for name in sys.argv[3:]):
-        preload, later = ["torch", *preload], [*_LATER]
+    preload, later = ["optuna", "tuner.worker", *sys.argv[3:]], list[str]()
+    torches = {name for name in sys.argv[3:] if name.partition(".")[0] == "torch"}
+    if torches:
+        preload = ["torch", *preload]
+        later += _LATER if torches != {ahead.GROUPS} else ()
     for name in preload:
         _import(name)
     compiled.remember(is_users_file)
