@@ -118,11 +118,12 @@ def test_trials_of_other_programs_have_their_page(storage: str) -> None:
     assert "It has reported nothing." in shown
 
 
-def test_parameters_show_log_values_and_what_they_were_drawn_from(storage: str) -> None:
+def test_parameters_show_their_value_as_every_page_does_and_what_they_were_drawn_from(storage: str) -> None:
     test = page("trial", study="states", n="0")
     (table,) = [table.value for table in test.dataframe if "drawn from" in table.value]
     assert list(table["drawn from"]) == ["1e-05 to 0.1, log", "adam | sgd | None"]
-    assert "e-0" in table["value"][0]
+    lr = optuna.load_study(study_name="states", storage=storage).trials[0].params["lr"]
+    assert table["value"][0] == f"{lr:.5g}"
 
 
 def test_a_retry_and_an_objective_that_prunes_itself_are_told(storage: str, filled: str) -> None:

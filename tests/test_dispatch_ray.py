@@ -23,7 +23,7 @@ import pytest
 import ray
 
 from tuner.assignment import Assignment, ObjectiveRef
-from tuner.dispatch import ray_cluster, ray_group
+from tuner.dispatch import connection, ray_cluster, ray_group
 from tuner.dispatch.ray_cluster import RayExecutor
 from tuner.dispatch.shell import Begun
 from tuner.errors import ClusterUnavailable, Infeasible
@@ -565,3 +565,8 @@ def test_a_cluster_that_does_not_answer_is_named_in_one_line(address: str) -> No
     assert done.stdout.count("\n") == 1
     assert repr(address) in done.stdout
     assert "ray start --head" in done.stdout
+
+
+def test_of_an_answer_of_ray_only_what_happened_is_said_beside_our_own_advice() -> None:
+    said = "Could not find any running Ray instance. Please specify the one to connect to by `--address`."
+    assert connection.first_line(ConnectionError(said)) == "Could not find any running Ray instance"

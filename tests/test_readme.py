@@ -30,7 +30,10 @@ COMMANDS = [
     for language, body in BLOCKS
     if language == "console"
     for line in body.splitlines()
+    if line.startswith("$ ")
 ]
+SHOWN = dict(re.findall(r"^\$ (\S.*)\n([^$`].*)$", README, flags=re.MULTILINE))
+"""Command, and the line that the page shows of its output."""
 
 
 def start(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -90,6 +93,7 @@ def test_every_command_runs_in_the_order_of_the_page(
         wanted = 1 if command.startswith("tuner stop") else 0  # nothing runs: it says so
         assert code == wanted, f"$ {command}\n{said}"
         assert "Traceback" not in said
+        assert said.strip() == SHOWN.get(command, said.strip())
     _, status = run("tuner status digits --json")
     assert '"digits"' in status
     best = tuner.best_checkpoint(tuner.load_study("digits", storage=f"sqlite:///{tmp_path}/tuner.db"))

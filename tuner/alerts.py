@@ -67,7 +67,8 @@ def webhook(url: str) -> Webhook:
     except ValueError:
         parts, host = urllib.parse.SplitResult("", "", "", "", ""), ""
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
-        shown = f"{plain.partition(':')[0][:16]}:..."  # the rest may hold a secret
+        head, colon, _ = plain.partition(":")  # the rest may hold a secret
+        shown = f"{head[:16]}{colon}..." if colon or len(head) > 16 else head
         raise BadInput(
             f"alerts: {shown!r} is no web address; give https://HOST/... of a webhook, without a user name "
             "(slack+https://... for one that takes Slack's form)"

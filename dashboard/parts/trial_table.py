@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,6 @@ import streamlit as st
 
 from dashboard.theme import STATES, duration, number, params_text, said, shortened, value_text
 from storage.listing import Listing
-from storage.ranges import Names
 from storage.views import TrialRow
 
 __all__ = ["choose"]
@@ -27,14 +27,14 @@ _NOTHING: Any = object()  # no value, which is not the value None
 Config = Mapping[str, Any]
 
 
-def choose(name: str, found: Listing, known: Names) -> int | None:
+def choose(name: str, found: Listing) -> int | None:
     """Show the trials; the number of the one whose box was clicked on, or None.
 
     The browser answers with a position. The element's key is made of the study and the numbers
     shown: when they change, so does the element, and a click on the one before counts for nothing.
     """
     shown = [row.number for row in found.rows]
-    frame, config = _frame(found, known)
+    frame, config = _frame(found)
     event = st.dataframe(
         frame,
         hide_index=True,
@@ -51,7 +51,7 @@ def choose(name: str, found: Listing, known: Names) -> int | None:
     return shown[rows[0]] if rows and 0 <= rows[0] < len(shown) else None
 
 
-def _frame(found: Listing, known: Names) -> tuple[pd.DataFrame, Config]:
+def _frame(found: Listing) -> tuple[pd.DataFrame, Config]:
     column = st.column_config
     rows = found.rows
     objectives = max((len(row.values) for row in rows), default=1) or 1
@@ -80,7 +80,7 @@ def _frame(found: Listing, known: Names) -> tuple[pd.DataFrame, Config]:
     for at in range(objectives):
         label = "Value" if objectives == 1 else f"Value {at}"
         values = [row.values[at] if at < len(row.values) else None for row in rows]
-        columns[f"value {at}"], config[f"value {at}"] = _numbers(label, values, "%.5g")
+        columns[f"value {at}"], config[f"value {at}"] = _numbers(label, values)
     curves = [list(found.curves.get(row.number, ())) for row in rows]
     columns["curve"] = [curve if len(curve) > 1 else [] for curve in curves]  # one report is no line
     columns["last"] = [_last(row) for row in rows]
@@ -88,27 +88,22 @@ def _frame(found: Listing, known: Names) -> tuple[pd.DataFrame, Config]:
     columns["attempts"] = [row.attempts for row in rows]
     if any(_why(row) for row in rows):
         columns["reason"] = [_why(row) for row in rows]
-    _add_params(columns, config, rows, known)
+    _add_params(columns, config, rows)
     attrs = list(dict.fromkeys(key for row in rows for key in found.attrs.get(row.number, ())))
     for key in attrs[:_ATTRS]:
         kept = [found.attrs.get(row.number, {}).get(key, _NOTHING) for row in rows]
-        columns[f"attr {key}"], config[f"attr {key}"] = _mixed(shortened(key, 40), kept, "%.5g")
+        columns[f"attr {key}"], config[f"attr {key}"] = _mixed(shortened(key, 40), kept)
     if any(row.message for row in rows):
         columns["message"] = [shortened(row.message, _TEXT) for row in rows]
         config["message"] = column.TextColumn("Message", width=300)
     return pd.DataFrame(columns), config
 
 
-def _add_params(
-    columns: dict[str, list[Any]], config: dict[str, Any], rows: Sequence[TrialRow], known: Names
-) -> None:
+def _add_params(columns: dict[str, list[Any]], config: dict[str, Any], rows: Sequence[TrialRow]) -> None:
     names = sorted({name for row in rows for name in row.params})
-    ranges = dict(known.ranges)
     for name in names[:_COLUMNS]:
-        drawn = ranges.get(name)
-        form = "%.4e" if drawn is not None and drawn.log and isinstance(drawn.low, float) else "%.5g"
         values = [row.params.get(name, _NOTHING) for row in rows]
-        columns[f"param {name}"], config[f"param {name}"] = _mixed(shortened(name, 40), values, form)
+        columns[f"param {name}"], config[f"param {name}"] = _mixed(shortened(name, 40), values)
     rest = set(names[_COLUMNS:])
     if rest:
         columns["params"] = [
@@ -118,10 +113,10 @@ def _add_params(
         config["params"] = st.column_config.TextColumn("Further parameters", width=300)
 
 
-def _mixed(label: str, values: Sequence[Any], form: str) -> tuple[list[Any], Any]:
+def _mixed(label: str, values: Sequence[Any]) -> tuple[list[Any], Any]:
     """Numbers where all are, so that the column sorts as such, else text."""
     if all(value is _NOTHING or _is_number(value) for value in values):
-        return _numbers(label, [None if value is _NOTHING else value for value in values], form)
+        return _numbers(label, [None if value is _NOTHING else value for value in values])
     texts = ["" if value is _NOTHING else shortened(value_text(value), _TEXT) for value in values]
     return texts, st.column_config.TextColumn(label)
 
@@ -130,19 +125,25 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _numbers(label: str, values: Sequence[Any], form: str) -> tuple[list[Any], Any]:
+def _numbers(label: str, values: Sequence[Any]) -> tuple[list[Any], Any]:
     """A column of numbers; of text where one is no number that a browser knows."""
     if all(value is None or (math.isfinite(value) and abs(value) < 2**53) for value in values):
         floats = [None if value is None else float(value) for value in values]
-        return floats, st.column_config.NumberColumn(label, format=form, width=_width(label, floats, form))
+        return floats, st.column_config.NumberColumn(label, format="%.5g", width=_width(label, floats))
     texts = ["" if value is None else number(value) for value in values]
     return texts, st.column_config.TextColumn(label, alignment="right")
 
 
-def _width(label: str, values: Sequence[float | None], form: str) -> int:
+def _width(label: str, values: Sequence[float | None]) -> int:
     """Pixels that show each number whole: the table measures only the first, and cuts digits in front."""
-    longest = max((len(form % value) for value in values if value is not None), default=0)
+    longest = max((len(_as_browser(value)) for value in values if value is not None), default=0)
     return min(320, max(75, 24 + 8 * longest, 22 + 7 * len(label)))
+
+
+def _as_browser(value: float) -> str:
+    """``%.5g`` as JavaScript writes it, which takes to an exponent only below 1e-6."""
+    text = number(value)
+    return f"{Decimal(text):f}" if abs(value) >= 1e-6 else text
 
 
 def _last(row: TrialRow) -> str:

@@ -136,7 +136,7 @@ def positions(column: ParamColumn) -> tuple[list[float], list[tuple[float, str]]
             return at, thinned([((n * math.log(10) - low) / (high - low), f"1e{n}") for n in powers], 6)
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
     between = [low + share * (high - low) for share in shares]
-    texts = [f"{math.exp(value):.1e}" if column.log else f"{value:.3g}" for value in between]
+    texts = [f"{math.exp(value) if column.log else value:.3g}" for value in between]
     return at, list(zip(shares, texts, strict=True))
 
 

@@ -147,7 +147,7 @@ def _parameters(trial: TrialDetail) -> None:
     rows = [
         {
             "name": name,
-            "value": _scientific(value, trial.ranges.get(name)),
+            "value": value_text(value),
             "drawn from": _range_text(trial.ranges.get(name)),
         }
         for name, value in trial.params.items()
@@ -173,12 +173,6 @@ def _parameters(trial: TrialDetail) -> None:
             for name, value in trial.user_attrs.items()
         ]
         st.dataframe(pd.DataFrame(said), hide_index=True, width="stretch")
-
-
-def _scientific(value: Any, drawn: ParamRange | None) -> str:
-    if isinstance(value, float) and drawn is not None and drawn.log:
-        return f"{value:.4e}"
-    return value_text(value)
 
 
 def _range_text(drawn: ParamRange | None) -> str:

@@ -16,7 +16,6 @@ from storage.changes import Cursor
 from storage.conditions import parse_all
 from storage.filters import Filter
 from storage.listing import Listing, listing
-from storage.ranges import names
 from storage.views import StudyDetail
 
 __all__ = ["csv_of", "show"]
@@ -55,7 +54,7 @@ def _trials(study: StudyDetail) -> None:
     if not found.rows:
         _say_nothing(study, wanted)
         return
-    chosen = trial_table.choose(study.name, found, data.read(names, study.name))
+    chosen = trial_table.choose(study.name, found)
     if chosen is not None:
         st.switch_page("views/trial.py", query_params={"study": study.name, "n": str(chosen)})
     _foot(study.name, wanted, where, found)

@@ -113,7 +113,7 @@ BAD_USE = {
     ),
     "bad alert": (
         ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--alert", "x"],
-        "error: --alert 'x",
+        "error: --alert 'x' is no web address",
     ),
     "bad amount": (
         ["run", "cli_objectives.py", "--study", "n", "--trials", "3", "--custom", "disk=0"],

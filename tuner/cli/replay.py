@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["replay"]
 
+_NAMES = {
+    "unknown": ("ended by record", "of trials that this pruner lets go on, and nobody knows how"),
+    "left_out": ("not replayed", "without a report or an end"),
+    "history": ("best so far", "the newest five"),
+}
+"""For a key of the JSON that does not say by itself what it is: a name, and what is meant."""
+
 
 @click.command(short_help="Replay a study with another pruner or cluster.")
 @click.argument("name")
@@ -29,8 +36,8 @@ def replay(
 
     "epochs" are the reports that the other pruner would have let happen, "recorded epochs" those that
     did. A step takes an equal share of its trial's time. Where the other pruner would have let a pruned
-    trial go on, its record ends it, and "unknown" counts it. "left out" are trials without a report or
-    an end.
+    trial go on, nobody knows how: its record ends it, and it is counted ("unknown" in JSON). Trials
+    without a report or an end are not replayed ("left_out").
 
     \b
     Examples:
@@ -47,7 +54,7 @@ def replay(
     if as_json:
         print_json(plain)
     else:
-        print_fields({key.replace("_", " "): _shown(value) for key, value in plain.items()})
+        print_fields(dict(_field(key, value) for key, value in plain.items()))
 
 
 def _plain(found: Replay) -> dict[str, object]:
@@ -65,6 +72,11 @@ def _plain(found: Replay) -> dict[str, object]:
         "left_out": found.left_out,
         "history": [list(one) for one in run.history],
     }
+
+
+def _field(key: str, value: object) -> tuple[str, str]:
+    name, meant = _NAMES.get(key, (key.replace("_", " "), ""))
+    return name, f"{_shown(value)}  ({meant})" if meant and value else _shown(value)
 
 
 def _shown(value: object) -> str:

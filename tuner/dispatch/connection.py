@@ -17,7 +17,7 @@ from tuner.dispatch.local_ray import LocalRay, quietly, unheard
 from tuner.errors import BadInput, ClusterUnavailable
 from tuner.runtime_env import sent_folder
 
-__all__ = ["Connection", "show_token"]
+__all__ = ["Connection", "first_line", "show_token"]
 
 ANSWER = 5.0  # seconds for a cluster's port to answer
 
@@ -58,7 +58,7 @@ class Connection:
                 self._connect(run, wanted)
         except ray.exceptions.RuntimeEnvSetupError as error:
             self.close()
-            raise BadInput(f"the runtime environment cannot be sent: {_first_line(error)}") from error
+            raise BadInput(f"the runtime environment cannot be sent: {first_line(error)}") from error
         self.sent = sent_folder(wanted) or packages.job_folder(job, os.getcwd())
         self.packages = packages.told(ray.get_runtime_context().runtime_env)
 
@@ -84,7 +84,7 @@ class Connection:
         except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
             self.close()
             raise ClusterUnavailable(
-                f"no Ray cluster answers at {address!r} ({_first_line(error)}); start one with "
+                f"no Ray cluster answers at {address!r} ({first_line(error)}); start one with "
                 "'ray start --head', leave the address out for a local one, or set RAY_AUTH_MODE=token "
                 "and RAY_AUTH_TOKEN if it asks for a token"
             ) from error
@@ -139,8 +139,10 @@ def _check_sent(wanted: Mapping[str, Any]) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_line(error: Exception) -> str:
+    """What happened; what Ray would have one do about it is said better by who knows how it was asked."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first.partition(" Please ")[0].rstrip(".")
 
 
 def show_token(address: str) -> None:
