@@ -27,6 +27,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from storage import migrations, remedies, spill, sqlite_file
 from storage.errors import Displaced, Refused, Unavailable
 from storage.masking import mask_url
+from storage.shell import quoted
 from storage.tables import OPTUNA_SCHEMA
 
 __all__ = ["Database", "normalise_url"]
@@ -133,6 +134,16 @@ class Database:
 
     def __str__(self) -> str:
         return mask_url(self.text).replace("postgresql+psycopg:", "postgresql:", 1)  # as people write it
+
+    @property
+    def option(self) -> str:
+        """``--storage URL`` for a command that a person pastes into a shell: without a password, which is
+        left to ``~/.pgpass`` or ``$PGPASSWORD``.
+        """
+        secrets = [name for name in self.url.query if mask_url(f"{name}=x") != f"{name}=x"]
+        url = self.url.set(password=None).difference_update_query(secrets)
+        shown = url.render_as_string(hide_password=False).replace("postgresql+psycopg:", "postgresql:", 1)
+        return f"--storage {quoted(shown)}"
 
     @property
     def text(self) -> str:

@@ -21,6 +21,7 @@ from storage.database import Database
 from storage.errors import Displaced, Held, LeaseLost, Unavailable, UnknownStudy
 from storage.fence import Fence
 from storage.journal import replay
+from storage.shell import quoted
 from storage.tables import leases, studies
 
 __all__ = ["Lease"]
@@ -114,9 +115,10 @@ class Lease:
             living = owners.alive(owner) if owner else False
             counters = (row.epoch, row.renewals)
             if seen is not None and counters != seen and living is not False:
+                stop = f"tuner stop {quoted(self.study_name)} {self.database.option}"
                 raise Held(
                     f"study {self.study_name!r} is held by a live driver, {owners.shown(owner)}; "
-                    f"wait for it, or end it with 'tuner stop {self.study_name}'"
+                    f"wait for it, or end it with: {stop}"
                 )
             if seen != counters:
                 seen, since = counters, time.monotonic()

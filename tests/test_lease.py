@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,8 +75,16 @@ def events(database: Database) -> list[str]:
 
 
 def test_a_live_holder_is_not_taken_over(database: Database, holder: subprocess.Popen[str]) -> None:
-    with pytest.raises(Held, match=f"process {holder.pid} on"):
+    with pytest.raises(Held, match=f"process {holder.pid} on") as held:
         lease_on(database).acquire()
+    url = str(database).replace(":***@", "@")  # where its password is kept the command finds it
+    assert shlex.split(str(held.value).partition("end it with: ")[2]) == [
+        "tuner",
+        "stop",
+        "s",
+        "--storage",
+        url,
+    ]
 
 
 def test_a_killed_holder_is_taken_over_at_once(database: Database, holder: subprocess.Popen[str]) -> None:

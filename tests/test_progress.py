@@ -349,3 +349,15 @@ def test_no_colour_is_lost_on_a_light_terminal_nor_on_a_dark_one(phase: str) -> 
     }  # yellow, cyan, white; black and blue on dark
     assert not [style for style in styles if style & pale]
     assert frozenset({"1", "32"}) not in styles  # which many terminals show as a bright green
+
+
+def test_the_last_view_says_whether_it_shows_the_best_trial_whole() -> None:
+    many = {f"parameter_{at}": at for at in range(20)}
+    for file, snap, shows in (
+        (Terminal(), snapshot(), True),
+        (Terminal(), snapshot(best_params=many), False),
+        (io.StringIO(), snapshot(), False),
+    ):
+        progress = TerminalProgress(file)
+        progress.close(snap, "done")
+        assert progress.shows_best is shows

@@ -216,6 +216,36 @@ def test_of_a_trial_whose_program_may_be_gone_it_is_said_once(
     assert looks[4:] == ["", ""]
 
 
+def test_where_optuna_keeps_heartbeats_their_end_ends_the_watching(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beating = optuna.storages.RDBStorage(url, heartbeat_interval=1)
+    study = optuna.create_study(study_name="s", storage=beating)
+    trials = [study.ask(), study.ask()]
+    beating.record_heartbeat(trials[0]._trial_id)
+    looks = 0
+
+    def next_look(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            monkeypatch.setattr(module, "GONE", 0.0)  # one trial has no heartbeat: nobody can say
+        elif looks == 2:
+            monkeypatch.setattr(module, "GONE", 60.0)
+            beating.record_heartbeat(trials[1]._trial_id)
+        elif looks == 3:
+            monkeypatch.setattr(module, "GONE", 0.0)
+
+    monkeypatch.setattr(module.time, "sleep", next_look)
+    assert main(["status", "s", "--watch", "--storage", url]) == 0
+    assert looks == 3
+    said = (
+        "of what Optuna has as RUNNING: its program is gone, and its next study.optimize fails these trials"
+    )
+    assert capsys.readouterr().err == f"no heartbeat for 0:00 {said}\n"
+    beating.remove_session()
+
+
 def test_a_study_that_is_deleted_ends_its_watching_with_a_line(
     sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuner.errors import BadInput
 
-__all__ = ["MAX_NAME", "check_name", "checked"]
+__all__ = ["MAX_NAME", "check_name", "checked", "shortened"]
 
 MAX_NAME = 512
 _MAX_ATTRIBUTE = 2**20
@@ -23,9 +23,22 @@ def check_name(name: str, longest: int = MAX_NAME) -> None:
         BadInput: not text, empty, too long, or with a NUL or a lone surrogate in it.
     """
     if not isinstance(name, str) or not name or len(name) > longest or "\0" in name or _has_surrogate(name):
-        shown = repr(name) if len(str(name)) <= 60 else f"{str(name)[:57]!r}..."
-        text = f"the name {shown} must be text of 1 to {longest} characters without NUL or lone surrogates"
+        text = (
+            f"the name {shortened(name)} must be text of 1 to {longest} characters "
+            "without NUL or lone surrogates"
+        )
         raise BadInput(text)
+
+
+def shortened(name: object) -> str:
+    """A name in quotes for a message: control signs are escaped, a long one is cut.
+
+    Example:
+        >>> shortened("two\\nlines"), shortened("a" * 100)
+        ("'two\\\\nlines'", "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'...")
+    """
+    text = name if isinstance(name, str) else repr(name)
+    return repr(name) if len(text) <= 60 else f"{text[:57]!r}..."
 
 
 def checked(kind: str, key: str, value: Any) -> Any:

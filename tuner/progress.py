@@ -15,7 +15,16 @@ from rich.text import Text
 from tuner.redraw import Redraw, can_redraw
 from tuner.snapshot import RunningTrial, Snapshot
 
-__all__ = ["TerminalProgress", "clock_text", "frame", "line", "number_text", "params_text", "sparkline"]
+__all__ = [
+    "TerminalProgress",
+    "clock_text",
+    "frame",
+    "heading",
+    "line",
+    "number_text",
+    "params_text",
+    "sparkline",
+]
 
 LINE_EVERY = 5.0  # seconds at least between plain lines
 _BARS = "▁▂▃▄▅▆▇█"
@@ -34,6 +43,9 @@ class TerminalProgress:
             appears when something has changed, every few seconds at most.
         says_why: whether its last line is why the run ended; not where the caller says so itself.
         clock: seconds that only grow; a test gives its own.
+
+    Attributes:
+        shows_best: its last view, on a terminal, has the best value and all of its parameters.
     """
 
     def __init__(
@@ -50,6 +62,7 @@ class TerminalProgress:
         self._next = -math.inf
         self._last: object = None
         self._closed = False
+        self.shows_best = False
 
     def wait(self, reason: str) -> None:
         """Show what is waited for until the first moment, on a terminal only."""
@@ -82,6 +95,8 @@ class TerminalProgress:
             if self._redraw is not None:
                 if snapshot is not None:
                     self._draw(self._redraw, dataclasses.replace(snapshot, running=()))
+                    fits = _best(snapshot).cell_len <= self._redraw.size[0]
+                    self.shows_best = snapshot.best is not None and fits
                 self._redraw.finish()
             elif snapshot is not None:
                 print(line(snapshot), file=self._file)
@@ -128,7 +143,8 @@ def line(snapshot: Snapshot) -> str:
     states = snapshot.states
     of = f"/{snapshot.n_trials}" if snapshot.n_trials is not None else ""
     text = (
-        f"{snapshot.study}: {_finished(snapshot)}{of} finished ({states.get('COMPLETE', 0)} complete, "
+        f"{heading(snapshot.study)}: {_finished(snapshot)}{of} finished "
+        f"({states.get('COMPLETE', 0)} complete, "
         f"{states.get('PRUNED', 0)} pruned, {states.get('FAIL', 0)} failed), {len(snapshot.running)} running"
     )
     if snapshot.best is not None:
@@ -190,6 +206,16 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def heading(name: str, width: int = 60) -> str:
+    """The name of a study at the beginning of a line: control signs are escaped, a long one loses its middle.
+
+    Example:
+        >>> heading("two\\nlines"), heading("a" * 50 + "b" * 50, 13)
+        ('two\\\\nlines', 'aaaaa...bbbbb')
+    """
+    return _cut(name if name.isprintable() else ascii(name)[1:-1], width)
+
+
 def params_text(params: Mapping[str, Any]) -> str:
     """Parameters in one line, such as ``lr=0.0123 width=64``; long ones are cut."""
     parts = []
@@ -208,8 +234,7 @@ def _failures(snapshot: Snapshot) -> str:
 
 
 def _heading(snapshot: Snapshot, width: int) -> Text:
-    name = snapshot.study if snapshot.study.isprintable() else ascii(snapshot.study)[1:-1]
-    name = _cut(name, max(20, width // 2))
+    name = heading(snapshot.study, max(20, width // 2))
     text = Text.assemble((name, "bold"), (f"  {', '.join(snapshot.directions)}", "dim"))
     if snapshot.cluster:
         text.append(f"  on {snapshot.cluster}", "dim")

@@ -11,6 +11,7 @@ import optuna
 from storage import Database, mask_url, reads, studies
 from tuner import samplers, store
 from tuner.errors import BadInput, StudyExists, StudyNotFound
+from tuner.plain import shortened
 
 if TYPE_CHECKING:
     from tuner.checkpoint import Checkpoint
@@ -189,7 +190,7 @@ def unknown(database: Database, name: str) -> StudyNotFound:
     shown = ", ".join(one if one.isprintable() else repr(one) for one in known[:10])
     shown += " ..." if len(known) > 10 else ""
     return StudyNotFound(
-        f"there is no study {name!r} in {database}; "
+        f"there is no study {shortened(name)} in {database}; "
         + (f"it has: {shown}" if known else "it has no study yet")
     )
 

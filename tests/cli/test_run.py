@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,6 +168,41 @@ def test_dry_run_says_what_would_run_and_writes_nothing(run: Run, made: Path) ->
     assert code == 0
     assert not (made / "fresh.db").exists()
     assert studies.names(database(made)) == before
+
+
+@pytest.mark.parametrize(("objective", "code"), [("objective", 0), ("fails", 1)])
+def test_a_run_whose_output_nobody_reads_to_its_end_exits_as_any_other(
+    made: Path, objective: str, code: int
+) -> None:
+    arguments = ["run", f"cli_objectives.py:{objective}", "--study", f"unread-{objective}", "--trials", "2"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner", *arguments, "--executor", "inline", "--progress"],
+        cwd=made,
+        stdout=write,
+        stderr=write,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == code
+
+
+def test_the_last_lines_of_a_run_escape_the_name_of_the_study(run: Run) -> None:
+    name = "two\nli\x1b[31mnes"
+    code, out, _ = run("run", "cli_objectives.py", "--study", name, "--trials", "1", "--executor", "inline")
+    assert code == 0
+    first, *_, last = out.splitlines()
+    assert first.startswith("two\\nli\\x1b[31mnes: 1 complete; ")
+    assert "look further: tuner best $'two\\nli\\U0000001b[31mnes', " in last
+
+
+def test_a_long_name_is_not_said_whole(run: Run) -> None:
+    code, _, err = run("status", "n" * 100_000)
+    assert code == 2
+    assert f"there is no study '{'n' * 57}'... in " in err
+    assert len(err) < 500
 
 
 def test_a_held_study_exits_3(run: Run, made: Path) -> None:

@@ -52,8 +52,21 @@ _COMMANDS = {
 """Command, and the module of this package that holds it; in the order of ``tuner --help``."""
 
 
+class _Unread(Exception):
+    """The reader of the output, such as head, has gone."""
+
+
 class _Commands(click.Group):
     """Imports a command's module when it is asked for."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Keep from click that nobody reads on: it would exit 1, and what was asked for is done. The 141 of
+        a program that SIGPIPE ends is for one that can say nothing else.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _Unread from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -123,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(
             args=arguments, prog_name="tuner", standalone_mode=False, complete_var="_TUNER_COMPLETE"
         )
-        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", "tuner")
@@ -133,8 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader, such as head, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _Unread:
         return 0
     except UnicodeEncodeError as error:
         return _fail(
@@ -146,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _fail("there is no space left where this writes to; make room, and try again", 2)
         return _unexpected(error)
+    finally:
+        _let_go()
 
 
 def _fill_in() -> None:
@@ -155,6 +170,16 @@ def _fill_in() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def _let_go() -> None:
+    """What nobody takes any more goes nowhere: else Python, as it ends, would complain and exit 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _said(error: click.ClickException) -> str:

@@ -250,7 +250,8 @@ def _driving(
     finally:
         if display is not None:
             display.close(None, "")
-    _conclude(name, storage, given["as_json"])
+    is_best_seen = display is not None and display.shows_best and sys.stdout.isatty()
+    _conclude(name, storage, given["as_json"], is_best_seen=is_best_seen)
 
 
 @contextmanager
@@ -273,8 +274,11 @@ def _interrupted(name: str, storage: str | None) -> str:
     return f"interrupted; go on with {command('resume', name, storage)!r}"
 
 
-def _conclude(name: str, storage: str | None, as_json: bool) -> None:
+def _conclude(name: str, storage: str | None, as_json: bool, *, is_best_seen: bool = False) -> None:
     """Say what came out.
+
+    Args:
+        is_best_seen: the line of the best trial stands in the last view, just above.
 
     Raises:
         StudyStopped: the run did not reach what was asked.
@@ -284,12 +288,13 @@ def _conclude(name: str, storage: str | None, as_json: bool) -> None:
     with reading(storage) as database:
         study = known_study(database, name)
         failures = of_trials(database.engine, name)
-    if as_json:
-        from tuner.cli.printing import print_json
+    with contextlib.suppress(BrokenPipeError):  # whoever read on, the exit code says how the run ended
+        if as_json:
+            from tuner.cli.printing import print_json
 
-        print_json({**plain(study), "failures": failures})
-    else:
-        _print_end(study, storage)
+            print_json({**plain(study), "failures": failures})
+        else:
+            _print_end(study, storage, is_best_seen=is_best_seen)
     reason = study.stop_reason or ""
     if reason.startswith(_COMMANDED):
         raise StudyStopped(f"study {name!r} was {reason}; {command('resume', name, storage)!r} goes on")
@@ -297,18 +302,19 @@ def _conclude(name: str, storage: str | None, as_json: bool) -> None:
         raise StudyStopped(f"no trial of study {name!r} completed{_newest(failures)}")
 
 
-def _print_end(study: StudyDetail, storage: str | None) -> None:
-    from tuner.progress import number_text, params_text
+def _print_end(study: StudyDetail, storage: str | None, *, is_best_seen: bool) -> None:
+    from tuner.cli.printing import harmless
+    from tuner.progress import heading, number_text, params_text
 
     name, states = study.name, study.states
     named = {"FAIL": "failed", "RUNNING": "unfinished"}
     counts = ", ".join(f"{states[state]} {named.get(state, state.lower())}" for state in sorted(states))
-    click.echo(f"{name}: {counts or 'no trials'}; {study.stop_reason or 'ended'}")
-    if study.best is not None:
+    click.echo(f"{heading(name)}: {counts or 'no trials'}; {harmless(study.stop_reason or 'ended')}")
+    if study.best is not None and not is_best_seen:
         best = (
             f"best {number_text(study.best)} of trial {study.best_number}: {params_text(study.best_params)}"
         )
-        click.echo(best)
+        click.echo(harmless(best))
     first = command("best" if states.get("COMPLETE") else "show", name, storage)
     click.echo(f"look further: {first}, tuner dashboard{suffix(storage)}")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import StudyExists, StudyHeld, StudyNotFound
+from tuner.plain import shortened
 
 if TYPE_CHECKING:
     from storage import Database
@@ -51,7 +52,7 @@ def known_study(database: Database, name: str) -> StudyDetail:
     found = None if reads.is_empty(database.engine) else reads.study(database.engine, name)
     if found is None:
         if reads.is_empty(database.engine):
-            raise StudyNotFound(f"there is no study {name!r} in {database}; it has no study yet")
+            raise StudyNotFound(f"there is no study {shortened(name)} in {database}; it has no study yet")
         raise unknown(database, name)
     return found
 
@@ -134,7 +135,9 @@ def suffix(storage: str | None) -> str:
 
 def command(verb: str, name: str, storage: str | None = None) -> str:
     """A command to suggest, as a shell takes it, such as ``tuner resume 'my study'``."""
-    return f"tuner {verb} {shlex.quote(name)}{suffix(storage)}"
+    from storage.shell import quoted
+
+    return f"tuner {verb} {quoted(name)}{suffix(storage)}"
 
 
 def plain(row: StudyRow) -> dict[str, Any]:

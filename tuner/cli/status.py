@@ -14,6 +14,7 @@ from tuner.cli.completion import study_argument
 from tuner.cli.options import json_option, storage_option
 from tuner.cli.source import driver_of, driver_text, known_study, plain, reading
 from tuner.errors import StudyNotFound
+from tuner.plain import shortened
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -28,6 +29,7 @@ __all__ = ["status"]
 
 WATCH_EVERY = 1.0  # seconds
 SILENT = 60.0  # seconds without a change, after which nobody can say whether Optuna's program lives
+GONE = 180.0  # seconds without a heartbeat: three of those of 60 s that Optuna's documentation has
 _KINDS = 10  # of failures, each in a line
 _MOST = 200  # running trials that are read
 
@@ -93,7 +95,7 @@ def _wait_for_study(database: Database, name: str, is_said: bool) -> bool:
 
 
 def _say_waiting(why: str, name: str) -> None:
-    click.echo(f"{why}; waiting for study {name!r}, Ctrl-C ends the waiting", err=True)
+    click.echo(f"{why}; waiting for study {shortened(name)}, Ctrl-C ends the waiting", err=True)
 
 
 def _watch(database: Database, name: str, as_json: bool, *, is_new: bool) -> None:
@@ -108,6 +110,7 @@ def _watch(database: Database, name: str, as_json: bool, *, is_new: bool) -> Non
 
     redraw = Redraw(sys.stdout) if can_redraw(sys.stdout) and not as_json else None
     last: object = None
+    gone = ""
     was_driven = is_told = False
     silence = _Silence()
     try:
@@ -134,12 +137,29 @@ def _watch(database: Database, name: str, as_json: bool, *, is_new: bool) -> Non
             is_driven = driver not in ("none", "gone")
             was_driven = was_driven or is_driven
             is_new = is_new and not was_driven and not study.stop_reason
-            if not is_driven and not _may_go_on(study, was_driven, is_new, seen == before):
-                return
+            gone = "" if is_driven or study.settings else _gone(database, study)
+            if gone or not (is_driven or _may_go_on(study, was_driven, is_new, seen == before)):
+                break
             time.sleep(max(WATCH_EVERY, pause(time.monotonic() - began)))
     finally:
         if redraw is not None:
             redraw.finish()
+    if gone:
+        click.echo(gone, err=True)
+
+
+def _gone(database: Database, study: StudyDetail) -> str:
+    """That the program whose trials run has ended, by Optuna's heartbeats; "" where there are none."""
+    from storage.heartbeats import silence
+    from tuner.progress import clock_text
+
+    silent = silence(database.engine, study.name)
+    if silent is None or silent < GONE:
+        return ""
+    return (
+        f"no heartbeat for {clock_text(silent)} of what Optuna has as RUNNING: its program is gone, and its "
+        "next study.optimize fails these trials"
+    )
 
 
 class _Silence:
