@@ -30,4 +30,4 @@ def silence(engine: Engine, name: str) -> float | None:
         if not trials or beating < trials:
             return None
         now = connection.execute(sa.select(sa.func.now())).scalar_one()
-    return max(0.0, (now.replace(tzinfo=None) - newest).total_seconds())
+    return max(0.0, float((now.replace(tzinfo=None) - newest).total_seconds()))

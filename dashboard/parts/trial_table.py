@@ -129,21 +129,19 @@ def _numbers(label: str, values: Sequence[Any]) -> tuple[list[Any], Any]:
     """A column of numbers; of text where one is no number that a browser knows."""
     if all(value is None or (math.isfinite(value) and abs(value) < 2**53) for value in values):
         floats = [None if value is None else float(value) for value in values]
-        return floats, st.column_config.NumberColumn(label, format="%.5g", width=_width(label, floats))
+        known = [value for value in floats if value is not None]
+        small = any("e-" in number(value) for value in known)  # of which the browser would write zeros
+        texts = [f"{value:.4e}" if small else f"{Decimal(number(value)):f}" for value in known]
+        form = "%.4e" if small else "%.5g"
+        return floats, st.column_config.NumberColumn(label, format=form, width=_width(label, texts))
     texts = ["" if value is None else number(value) for value in values]
     return texts, st.column_config.TextColumn(label, alignment="right")
 
 
-def _width(label: str, values: Sequence[float | None]) -> int:
+def _width(label: str, texts: Sequence[str]) -> int:
     """Pixels that show each number whole: the table measures only the first, and cuts digits in front."""
-    longest = max((len(_as_browser(value)) for value in values if value is not None), default=0)
+    longest = max(map(len, texts), default=0)
     return min(320, max(75, 24 + 8 * longest, 22 + 7 * len(label)))
-
-
-def _as_browser(value: float) -> str:
-    """``%.5g`` as JavaScript writes it, which takes to an exponent only below 1e-6."""
-    text = number(value)
-    return f"{Decimal(text):f}" if abs(value) >= 1e-6 else text
 
 
 def _last(row: TrialRow) -> str:

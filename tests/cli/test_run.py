@@ -297,3 +297,21 @@ def test_an_objective_that_raises_shows_its_own_traceback_only(run: Run) -> None
 
 def test_an_objective_that_prunes_itself_is_no_failure(run: Run) -> None:
     assert run("run", "cli_objectives.py:prunes", "--params", "x=1")[:2] == (0, "pruned by the objective\n")
+
+
+def test_what_was_a_function_is_asked_for_in_words_of_the_command_line(run: Run, made: Path) -> None:
+    study = tuner.create_study("functions", storage=f"sqlite:///{made}/tuner.db", sampler="random")
+    file = f"{made}/cli_objectives.py"
+    tuner.optimize(study, file, n_trials=1, executor="inline", resources=lambda params: tuner.Resources())
+    code, _, err = run("resume", "functions", "--trials", "2")
+    assert (code, err) == (
+        2,
+        "error: resources was a function, which is not stored; give --ranks, --cpus, --gpus or --memory\n",
+    )
+    assert run("resume", "functions", "--trials", "2", "--cpus", "1")[0] == 0
+    tuner.optimize(
+        study, file, n_trials=3, executor="inline", space=lambda trial: trial.suggest_float("x", 0, 1)
+    )
+    code, _, err = run("resume", "functions", "--trials", "4", "--cpus", "1")
+    assert code == 2
+    assert "go on in Python, with tuner.resume(NAME, space=...)" in err

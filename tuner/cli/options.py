@@ -98,6 +98,13 @@ _UNITS = {
 }
 
 
+_PYTHON_ONLY = {
+    "pass resources=...": "give --ranks, --cpus, --gpus or --memory",
+    "pass space=...": "go on in Python, with tuner.resume(NAME, space=...)",
+}
+"""The next step of an argument of ``tuner.resume`` that is no option, and the one in a terminal."""
+
+
 def setting(flag: str, name: str = "", **known: Any) -> Callable[[_F], _F]:
     """``click.option`` of a setting, which ``$TUNER_NAME`` gives too, and NAME in ``tuner.toml``.
 
@@ -257,6 +264,8 @@ def in_options(message: str, flags: Mapping[str, str]) -> str:
     plain = re.sub(r"^custom=\{'(.+?)': (.+?)\}", r"custom=\1=\2", plain)
     names = "|".join(flags)
     said = re.sub(rf"(?<![\w.'\"{{])({names})=(?=[^\s;,])", lambda found: f"{flags[found[1]]} ", plain)
+    for step, ours in _PYTHON_ONLY.items():
+        said = said.replace(step, ours)
     said = re.sub(rf"^({names}):? (?=')", lambda found: f"{flags[found[1]]} ", said)
     return said if said == plain else re.sub(r", or (None|a function)$", "", said)
 

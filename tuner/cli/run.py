@@ -32,6 +32,7 @@ from tuner.errors import BadInput, StudyExists, StudyStopped, TunerError
 if TYPE_CHECKING:
     from storage.failures import FailureGroup
     from storage.views import StudyDetail
+    from tuner.progress import TerminalProgress
     from tuner.recipe import Recipe
     from tuner.settings import Settings
     from tuner.snapshot import Progress
@@ -190,8 +191,9 @@ def resume(ctx: click.Context, /, name: str, storage: str | None, **given: Any) 
         changes = settings_of(given, stored)
         _listen(ctx, changes, given["log_format"])
         if stored:
+            kept = {key: value for key, value in stored.items() if key not in changes}
             scalars = {key: value for key, value in changes.items() if key in _SCALARS}
-            Settings.from_mapping({**stored, **scalars})
+            Settings.from_mapping({**kept, **scalars})
     objective = given["objective"]
     _import_from_here(objective or "")
     with _driving(ctx, name, storage, given) as display, as_options():
@@ -231,7 +233,7 @@ def _driving(
             _conclude(name, storage, given["as_json"])
         return
     progress = given["progress"]
-    display: Progress | None = None
+    display: TerminalProgress | None = None
     if progress or (progress is None and sys.stderr.isatty()):
         from tuner.progress import TerminalProgress
 
