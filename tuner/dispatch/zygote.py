@@ -49,6 +49,7 @@ _HEADER = struct.Struct("!I")
 _MAX_FDS = 4
 _LATER = ("torch._dynamo",)  # what a process's first optimiser imports, 1.4 s: too long for the first rank
 _QUIET = 5.0  # seconds from a fork, after which its rank has made its own start
+_SPARE = 3  # cores that nobody uses, of which an import may have one
 _IDLE = b"."  # what a process says at its desk when it is ready for another attempt
 
 
@@ -161,7 +162,7 @@ def _serve(control: socket.socket, wake: int, wake_write: int, later: list[str])
     line: _Line | None = None
     served = False
     while True:
-        wait = _QUIET if later and line is not None else None
+        wait = _until_quiet() if later and line is not None else None
         readable, _, _ = select.select([control.fileno(), wake], [], [], wait)
         if not readable:
             _import_later(later)
@@ -181,6 +182,12 @@ def _serve(control: socket.socket, wake: int, wake_write: int, later: list[str])
             except ConnectionError:
                 continue  # the shell was killed just after it had asked: the next look says so
             line.fork()
+
+
+def _until_quiet() -> float:
+    """Seconds after a fork for which an import would take cores from the rank's own start."""
+    free = len(os.sched_getaffinity(0)) - os.getloadavg()[0]
+    return 0.0 if free > _SPARE else _QUIET
 
 
 @dataclass(frozen=True, kw_only=True)
