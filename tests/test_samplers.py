@@ -310,3 +310,9 @@ def test_draws_from_a_whole_space_are_those_of_a_random_sampler_asked_for_one_at
         trial = optuna.create_study(sampler=alone).ask()
         asked = {name: dist.to_internal_repr(trial._suggest(name, dist)) for name, dist in space.items()}
         assert {name: value for name, _, value in draws} == asked
+
+
+def test_draws_from_a_space_of_single_values_draw_nothing() -> None:
+    one = FloatDistribution(2.0, 2.0)
+    assert list(blind.Draws(optuna.samplers.RandomSampler(), {"one": one})) == [("one", one, 2.0)]
+    assert list(blind.Draws(optuna.samplers.RandomSampler(), {})) == []

@@ -40,14 +40,15 @@ class Draws:
         assert isinstance(sampler, optuna.samplers.RandomSampler)
         self._sampler, self._space = sampler, dict(space)
         self._single = {name: _get_single_value(dist) for name, dist in space.items() if dist.single()}
-        self._way = _SearchSpaceTransform(
-            {name: dist for name, dist in space.items() if name not in self._single}
-        )
+        many = {name: dist for name, dist in space.items() if name not in self._single}
+        self._way = _SearchSpaceTransform(many) if many else None
 
     def __iter__(self) -> Iterator[tuple[str, BaseDistribution, float]]:
         """A draw: name, distribution and value in internal representation of each parameter, in order."""
-        bounds = self._way.bounds
-        drawn = self._way.untransform(self._sampler._rng.rng.uniform(bounds[:, 0], bounds[:, 1]))
+        drawn: dict[str, Any] = {}
+        if self._way is not None:
+            bounds = self._way.bounds
+            drawn = self._way.untransform(self._sampler._rng.rng.uniform(bounds[:, 0], bounds[:, 1]))
         for name, dist in self._space.items():
             value = self._single[name] if name in self._single else drawn[name]
             yield name, dist, float(dist.to_internal_repr(value))
