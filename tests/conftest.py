@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import shutil
+import signal
 import sys
 import uuid
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ __all__ = ["pytest_runtest_makereport", "pytest_terminal_summary", "recovered"]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 assert takeover.OUT_OF_REACH < 120, "it has read the constant by now"
 shell.WITHOUT_DRIVER = 900.0  # one that a test holds would end the process of the tests, with exit code 0
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, also by what the tests start
 hypothesis.settings.register_profile("tuner", deadline=None)  # no timing assertions: cores are shared
 hypothesis.settings.load_profile("tuner")
 
