@@ -161,7 +161,10 @@ def die_with_parent() -> None:
 
 def _prctl(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+        _LIBC.prctl(option, value, 0, 0, 0)
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)  # to look it up takes a forked process half a millisecond
 
 
 def is_gone(pid: int) -> bool:

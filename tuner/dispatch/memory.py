@@ -117,9 +117,10 @@ def trees(mark: str) -> dict[str, int]:
 def kernel_kills() -> int:
     """How many processes the kernel has ended for want of memory, since it started."""
     try:
-        return int(dict(_lines(Path("/proc/vmstat"))).get("oom_kill", "0"))
+        _, _, rest = Path("/proc/vmstat").read_bytes().partition(b"\noom_kill ")
     except OSError:
         return 0
+    return int(rest.split(maxsplit=1)[0]) if rest else 0
 
 
 def _out(reason: Reason, message: str) -> Outcome:

@@ -292,8 +292,10 @@ def _become_rank(parent: int, run: Callable[[], object]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-            score.write("900")  # if the kernel has to end something, then a rank, and no server or driver
+        with contextlib.suppress(OSError):
+            score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+            os.write(score, b"900")  # if the kernel has to end something, a rank, no server or driver
+            os.close(score)
         run()
         code = 0
     except BaseException:
