@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 __all__ = ["alive", "end", "identity", "is_stopped", "same_host", "shown"]
 
@@ -17,7 +16,7 @@ __all__ = ["alive", "end", "identity", "is_stopped", "same_host", "shown"]
 @functools.cache
 def _boot_id() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return _read("/proc/sys/kernel/random/boot_id").strip()
     except (FileNotFoundError, PermissionError):  # not Linux: the host name is the best there is
         return socket.gethostname()
 
@@ -36,8 +35,7 @@ def _start_time(pid: int) -> str | None:
         OSError: nobody can say, for instance where this process may open no further file.
     """
     try:
-        # a process may name itself in any bytes
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else fields[19]
@@ -76,7 +74,7 @@ def alive(owner: Mapping[str, object]) -> bool | None:
 def is_stopped(owner: Mapping[str, object]) -> bool:
     """True for a process of this host that was stopped, by SIGSTOP or by a debugger."""
     try:
-        stat = Path(f"/proc/{owner['pid']}/stat").read_text(errors="replace")
+        stat = _read(f"/proc/{owner['pid']}/stat")
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] in "Tt" and bool(alive(owner))
@@ -87,6 +85,15 @@ def end(owner: Mapping[str, object]) -> None:
     if alive(owner):
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(str(owner["pid"])), signal.SIGKILL)
+
+
+def _read(path: str) -> str:
+    """A file of the kernel's. A process may name itself in any bytes."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 4096).decode(errors="replace")
+    finally:
+        os.close(file)
 
 
 def shown(owner: Mapping[str, object] | str | None) -> str:

@@ -7,15 +7,15 @@ them. To find and compile their files each time would cost more than a short tri
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
 from types import CodeType, ModuleType
 
-__all__ = ["ahead", "loader", "remember"]
+__all__ = ["ahead", "remember", "spec"]
 
 _SETTLED = 2 * 10**9  # nanoseconds after which every other change of a file shows in its times
 _Stamp = tuple[int, int, int]
@@ -34,11 +34,18 @@ def remember(is_users: Callable[[str], bool]) -> None:
 def ahead(name: str, file: str) -> None:
     """Compile a file, and run nothing of it, for processes that are forked from this one."""
     with contextlib.suppress(Exception):  # who imports it hears what is wrong
-        if (known := loader(name, file)) is not None:
+        if (known := _loader(name, file)) is not None:
             known.get_code(name)
+            known.find_cached()
 
 
-def loader(name: str, file: str) -> SourceFileLoader | None:
+def spec(name: str, file: str) -> ModuleSpec | None:
+    """How a file is imported under this name, and what it is compiled to where that is remembered."""
+    known = _loader(name, file)
+    return spec_from_file_location(name, file) if known is None else known.spec
+
+
+def _loader(name: str, file: str) -> _Loader | None:
     """What imports a file under this name; None where nothing is remembered."""
     if not any(type(one) is _Finder for one in sys.meta_path):
         return None
@@ -66,14 +73,14 @@ class _Finder:
             file, stamp, folders = self._found[key]
             if _stamp(file) == stamp:
                 locations = None if folders is None else list(folders)
-                return importlib.util.spec_from_file_location(
-                    name, file, loader=loader(name, file), submodule_search_locations=locations
+                return spec_from_file_location(
+                    name, file, loader=_loader(name, file), submodule_search_locations=locations
                 )
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or type(spec.loader) is not SourceFileLoader or not self._is_users(spec.loader.path):
             return spec
         file, now = spec.loader.path, _stamp(spec.loader.path)
-        spec.loader = loader(name, file)
+        spec.loader = _loader(name, file)
         if now is not None:
             folders = None if spec.submodule_search_locations is None else [*spec.submodule_search_locations]
             self._found[key] = file, now, folders
@@ -84,7 +91,14 @@ _files: dict[tuple[str, str], tuple[_Loader, _Stamp | None]] = {}
 
 
 class _Loader(SourceFileLoader):
-    _code: CodeType | None = None
+    def __init__(self, name: str, file: str) -> None:
+        super().__init__(name, file)
+        self.spec = spec_from_file_location(name, file, loader=self)
+        self._code: CodeType | None = None
+
+    def find_cached(self) -> None:
+        """Look for what the file was compiled to before: a spec remembers the path that it has found."""
+        _ = self.spec and self.spec.cached
 
     def get_code(self, fullname: str) -> CodeType | None:
         """Of the file as it was found: another loader is made where it has changed."""

@@ -384,7 +384,7 @@ def _import_file(name: str, file: str) -> ModuleType:
             f"the objective's file {file} is not here; send its folder with --working-dir DIR, or "
             "put it where all nodes can read it"
         )
-    spec = importlib.util.spec_from_file_location(name, file, loader=compiled.loader(name, file))
+    spec = compiled.spec(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -76,7 +76,8 @@ def classify_return(value: Any, directions: Sequence[str]) -> Outcome:
         >>> classify_return(float("-inf"), ["minimize"]).reason
         <Reason.INFINITE: 'infinite'>
     """
-    parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    is_one = isinstance(value, float | int | str | bytes) or not isinstance(value, Sequence)
+    parts = [value] if is_one else list(value)
     if value is None or len(parts) != len(directions):
         wanted = "a number" if len(directions) == 1 else f"{len(directions)} numbers"
         return _bad(f"the objective returned {_shown(value)}; it must return {wanted}")

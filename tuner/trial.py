@@ -231,7 +231,18 @@ class Trial(optuna.trial.Trial):
         check_name(name)
         if self._assignment.strict and name in self._fixed_params:
             check_value(name, self._fixed_params[name], distribution)
+        if self._has(name, distribution):
+            return self._cached_frozen_trial.params[name]  # as Optuna's, which copies the trial to look
         return super()._suggest(name, distribution)
+
+    def _check_distribution(self, name: str, distribution: BaseDistribution) -> None:
+        if not self._has(name, distribution):
+            super()._check_distribution(name, distribution)
+
+    def _has(self, name: str, distribution: BaseDistribution) -> bool:
+        """Whether it has a parameter of this very distribution."""
+        known = self._cached_frozen_trial.distributions.get(name)
+        return type(known) is type(distribution) and vars(known) == vars(distribution)
 
     def _folder_of(self, step: int) -> Path:
         """Where the folder of a step lies once it is whole."""

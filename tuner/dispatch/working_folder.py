@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["FILES", "collect", "enter", "folder_of", "remove", "sweep"]
+__all__ = ["FILES", "collect", "enter", "folder_of", "prepare", "remove", "sweep"]
 
 FILES = "tuner-files"
 """In the driver's folder: what trials left, by study and number."""
@@ -42,11 +42,23 @@ def folder_of(shell: str, home: str) -> str:
 
 
 def enter(folder: str, home: str, root: str = "") -> None:
-    """Work in the folder from here on; all ranks of a node may do it at once.
+    """Work in the folder from here on, or where :func:`prepare` says, whose arguments these are."""
+    place = prepare(folder, home, root)
+    try:
+        os.chdir(place)
+    except FileNotFoundError:  # as there
+        os.chdir(home if os.path.isdir(home) else "/")
+
+
+def prepare(folder: str, home: str, root: str = "") -> str:
+    """Make the folder, with its links; all ranks of a node may do it at once.
 
     Args:
         home: of which everything is to be found there; it need not be on this node.
         root: what is above this one is not to be found.
+
+    Returns:
+        Where to work: there, or in ``home`` itself.
     """
     try:
         for made in (os.path.dirname(folder), folder):  # not what is above: that goes with its shell
@@ -54,13 +66,12 @@ def enter(folder: str, home: str, root: str = "") -> None:
                 os.mkdir(made)
         if os.path.isdir(home):
             if not _link(home, folder, without=""):
-                os.chdir(home)
-                return
+                return home
             if home != root:
                 _link(os.path.dirname(home), os.path.dirname(folder), without=os.path.basename(home))
-        os.chdir(folder)
+        return folder
     except FileNotFoundError:  # the shell whose folder it is has just ended, and this rank will
-        os.chdir(home if os.path.isdir(home) else "/")
+        return home if os.path.isdir(home) else "/"
 
 
 def remove(shell: str) -> None:

@@ -12,6 +12,7 @@ shell, and modules to import once for all ranks.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # of signal, without an enum for each number
 import array
 import contextlib
 import functools
@@ -105,7 +106,10 @@ def main() -> None:
     for name in preload:
         _import(name)
     compiled.remember(is_users_file)
-    seed_everything(0)  # a rehearsal: torch's first seed reads source files, 3 ms in each rank
+    seed_everything(0)  # torch's first seed reads source files, 3 ms in each rank
+    from tuner.dispatch.practice import practise  # optuna comes with it, and torch is to be there first
+
+    practise()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -115,6 +119,7 @@ def main() -> None:
     gc.freeze()
     own, folder = ahead.hatched(given, sys.argv[2])
     become_subreaper()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # for its children
     wake, wake_write = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(wake_write, False)
@@ -234,6 +239,7 @@ class _Line:
         self._control, self._wakes = control, wakes
         self._request = request
         self._at = self._first = 0
+        self._folder = ""  # once it is known that it is as it should be
         if request.series[0].objective.file:
             compiled.ahead(request.series[0].objective.module, request.series[0].objective.file)
         descriptors = request.descriptors
@@ -259,8 +265,9 @@ class _Line:
     def ended(self, code: int) -> bool:
         """The child has ended, and nothing of it is left; whether another attempt has begun."""
         if code == 0 and self._channel is not None and self._request.goes_on():
-            _collect(self._request.series[self._at], self._request.place)
+            before = self._request.series[self._at]
             self._at += 1
+            self._folder = _ready(self._request.place, before, self._request.series[self._at])
             self.fork()
             return True
         if self._channel is not None:
@@ -273,7 +280,7 @@ class _Line:
         if self._channel is None:
             _run_as_long_as_kept(self._request)
         else:
-            _run(self._request, self._at, self._channel)
+            _run(self._request, self._at, self._channel, self._folder)
 
     def _let_go(self) -> None:
         for name, descriptor in self._request.descriptors.items():
@@ -289,9 +296,8 @@ def _become_rank(parent: int, run: Callable[[], object]) -> None:
         die_with_parent()
         if os.getppid() != parent:  # it died before the kernel was told
             os._exit(1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         with contextlib.suppress(OSError):
             score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
             os.write(score, b"900")  # if the kernel has to end something, a rank, no server or driver
@@ -311,19 +317,27 @@ def _flush() -> None:
             stream.flush()
 
 
-def _run(request: _Request, at: int, channel: PipeChannel) -> bool:
-    """One attempt; whether it ended well."""
+def _run(request: _Request, at: int, channel: PipeChannel, folder: str = "") -> bool:
+    """One attempt; whether it ended well.
+
+    Args:
+        folder: where it works, if that is ready.
+    """
     from tuner import worker
 
     assignment, place, output = request.series[at], request.place, request.descriptors["output"]
     for standard in (1, 2):  # by descriptor: what C code and child processes print is caught too
         os.dup2(output, standard)
-    if place.folder:
+    if folder:
+        with contextlib.suppress(FileNotFoundError):  # its shell has just ended, and this rank will
+            os.chdir(folder)
+    elif place.folder:
         working_folder.enter(place.folder, assignment.folder, root=assignment.sent)
     os.environ.update(assignment.env)
     os.environ["TUNER_STUDY"] = assignment.study
     os.environ["TUNER_TRIAL"] = str(assignment.number)
-    place = replace(place, listen_fd=request.descriptors.get("listen", -1))
+    if "listen" in request.descriptors:
+        place = replace(place, listen_fd=request.descriptors["listen"])
     way: Channel = channel
     if len(request.series) > 1:
         way = turns.begin(channel, assignment, at, output, is_last=at + 1 == len(request.series))
@@ -338,6 +352,17 @@ def _collect(assignment: Assignment, place: Place) -> None:
     """Put away what an attempt left in its folder, before the next one of its series begins there."""
     if place.folder:
         working_folder.collect(place.folder, assignment.folder, assignment.study, assignment.number)
+
+
+def _ready(place: Place, before: Assignment, following: Assignment) -> str:
+    """Put away what an attempt left, and make the folder of the one that follows; "" if it is to do that."""
+    _collect(before, place)
+    if not place.folder:
+        return ""
+    try:
+        return working_folder.prepare(place.folder, following.folder, root=following.sent)
+    except OSError:
+        return ""  # its own to say
 
 
 def _run_as_long_as_kept(request: _Request) -> None:
