@@ -32,11 +32,14 @@ def remember(is_users: Callable[[str], bool]) -> None:
 
 
 def ahead(name: str, file: str) -> None:
-    """Compile a file, and run nothing of it, for processes that are forked from this one."""
-    with contextlib.suppress(Exception):  # who imports it hears what is wrong
-        if (known := _loader(name, file)) is not None:
-            known.get_code(name)
-            known.find_cached()
+    """Compile a file, and run nothing of it, for processes that are forked from this one.
+
+    Raises:
+        Exception: as its import would.
+    """
+    if (known := _loader(name, file)) is not None:
+        known.get_code(name)
+        known.find_cached()
 
 
 def spec(name: str, file: str) -> ModuleSpec | None:

@@ -132,6 +132,16 @@ def load(ref: ObjectiveRef) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def ahead(ref: ObjectiveRef) -> None:
+    """Look at an objective's file and compile it, for processes that are forked from this one to load it;
+    nothing of it is run.
+    """
+    if ref.file:
+        with contextlib.suppress(Exception):  # who loads it hears what is wrong
+            _check_once(os.path.dirname(ref.file))
+            compiled.ahead(ref.module, ref.file)
+
+
 def member(text: str) -> Any:
     """What ``"FILE.py:NAME"`` names in this process, such as a search space.
 
@@ -218,7 +228,8 @@ def _digest(file: str) -> str:
 
 def _sys_path(file: str = "") -> tuple[str, ...]:
     """Folders to import from on a worker: those of this process, the file's own first."""
-    own = [str(Path(file).parent)] if file and not _in_package(file) else []
+    folder = os.path.dirname(file)
+    own = [folder] if file and not _is_package(folder) else []
     ours = [os.path.abspath(part or os.getcwd()) for part in sys.path]
     return tuple(
         dict.fromkeys(
@@ -227,8 +238,8 @@ def _sys_path(file: str = "") -> tuple[str, ...]:
     )
 
 
-def _in_package(file: str) -> bool:
-    return os.path.exists(os.path.join(os.path.dirname(file), "__init__.py"))
+def _is_package(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, "__init__.py"))
 
 
 def _from_text(text: str) -> ObjectiveRef:
@@ -375,8 +386,7 @@ def _import(name: str, file: str) -> ModuleType:
 
 def _import_file(name: str, file: str) -> ModuleType:
     folder = os.path.dirname(file)
-    if not _in_package(file):
-        _check_once(folder)
+    _check_once(folder)
     if folder not in sys.path:
         sys.path.insert(0, folder)
     if not os.path.isfile(file):
@@ -400,7 +410,10 @@ def _import_file(name: str, file: str) -> ModuleType:
     return module
 
 
-_check_once = functools.cache(check_folder)  # not for each trial of a process that is kept
+@functools.cache
+def _check_once(folder: str) -> None:  # not for each trial of a process that is kept, or forked
+    if not _is_package(folder):
+        check_folder(folder)
 
 
 def _same(one: str | None, other: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,13 +22,14 @@ from tuner.channel import Channel, Place
 from tuner.errors import BadObjective, Interrupted
 from tuner.messages import Finished
 from tuner.outcome import Outcome, Reason, classify_return
+from tuner.proxy import frozen_trial, relative_draw
 from tuner.seeds import seed_everything
 from tuner.trial import Trial
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["FAREWELL", "run"]
+__all__ = ["FAREWELL", "prepare", "run"]
 
 FAREWELL = 10.0
 """Seconds that rank 0 stays after its end, so that the others can read their verdicts."""
@@ -91,6 +92,14 @@ def run(
         _farewell(store, place, ending.returned, ending.returned or well)
     _leave_group()
     return well
+
+
+def prepare(series: Sequence[Assignment]) -> None:
+    """Learn what the processes that make these attempts, each forked from this one, will look up."""
+    objectives.ahead(series[0].objective)
+    for assignment in series:
+        frozen_trial(assignment)
+        relative_draw(assignment)
 
 
 def _seed(assignment: Assignment) -> None:

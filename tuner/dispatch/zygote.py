@@ -240,8 +240,10 @@ class _Line:
         self._request = request
         self._at = self._first = 0
         self._folder = ""  # once it is known that it is as it should be
-        if request.series[0].objective.file:
-            compiled.ahead(request.series[0].objective.module, request.series[0].objective.file)
+        with contextlib.suppress(Exception):  # the attempts hear what is wrong
+            from tuner import worker
+
+            worker.prepare(request.series)
         descriptors = request.descriptors
         is_kept = "desk" in descriptors  # it makes a channel for each request
         self._channel = None if is_kept else PipeChannel(socket.socket(fileno=descriptors["child"]))
@@ -333,7 +335,8 @@ def _run(request: _Request, at: int, channel: PipeChannel, folder: str = "") -> 
             os.chdir(folder)
     elif place.folder:
         working_folder.enter(place.folder, assignment.folder, root=assignment.sent)
-    os.environ.update(assignment.env)
+    for name, value in assignment.env.items():
+        os.environ[name] = value
     os.environ["TUNER_STUDY"] = assignment.study
     os.environ["TUNER_TRIAL"] = str(assignment.number)
     if "listen" in request.descriptors:
