@@ -21,6 +21,7 @@ def _boot_id() -> str:
         return socket.gethostname()
 
 
+@functools.cache  # no process changes its own
 def _pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["FILES", "collect", "enter", "folder_of", "prepare", "remove", "sweep"]
+__all__ = ["FILES", "collect", "enter", "folder_of", "prepare", "remove", "renew", "sweep"]
 
 FILES = "tuner-files"
 """In the driver's folder: what trials left, by study and number."""
@@ -61,9 +61,10 @@ def prepare(folder: str, home: str, root: str = "") -> str:
         Where to work: there, or in ``home`` itself.
     """
     try:
-        for made in (os.path.dirname(folder), folder):  # not what is above: that goes with its shell
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(made)
+        if not os.path.isdir(folder):
+            for made in (os.path.dirname(folder), folder):  # not what is above: that goes with its shell
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(made)
         if os.path.isdir(home):
             if not _link(home, folder, without=""):
                 return home
@@ -72,6 +73,23 @@ def prepare(folder: str, home: str, root: str = "") -> str:
         return folder
     except FileNotFoundError:  # the shell whose folder it is has just ended, and this rank will
         return home if os.path.isdir(home) else "/"
+
+
+def renew(folder: str, home: str, study: str, number: int, root: str = "") -> str:
+    """:func:`collect` what an attempt left, and :func:`prepare` for the next one: a look at the times of the
+    folders where nothing was to be done the last time, and nothing has changed.
+
+    Returns:
+        Where to work.
+    """
+    watched = folder, home, os.path.dirname(folder), os.path.dirname(home)
+    now = _stamps(*watched)
+    if now is not None and _renewed.get(watched) == now:
+        return folder
+    collect(folder, home, study, number)
+    place = prepare(folder, home, root)
+    _renewed[watched] = _stamps(*watched) if place == folder else None
+    return place
 
 
 def remove(shell: str) -> None:
@@ -100,14 +118,13 @@ def collect(folder: str, home: str, study: str, number: int, linked: str = "") -
     Returns:
         The paths of the files, in ``home``; none where ``home`` is not on this node.
     """
-    kept = Path(home) / FILES / _file_name(study) / str(number)
     linked = linked or home
-    places = [(folder, linked, kept)]
+    places = [(folder, linked, "")]
     above = os.path.dirname(folder)
     if os.path.basename(above) == _WORK:
-        places.append((above, os.path.dirname(linked), kept / _ABOVE))
+        places.append((above, os.path.dirname(linked), _ABOVE))
     found = []
-    for place, origin, goal in places:
+    for place, origin, part in places:
         if (now := _stamps(place)) is not None and _clean.get(place) == now:
             continue
         for entry in _entries(place):
@@ -115,7 +132,8 @@ def collect(folder: str, home: str, study: str, number: int, linked: str = "") -
             if entry.path == folder or _is_ours(entry, origin):
                 continue
             if os.path.isdir(home):
-                found += _move(path, goal / entry.name)
+                kept = Path(home) / FILES / _file_name(study) / str(number)
+                found += _move(path, kept / part / entry.name)
             _remove(path)
         _clean[place] = _stamps(place)
     return found
@@ -155,6 +173,10 @@ _linked: dict[tuple[str, str], tuple[int, ...] | None] = {}
 """When folders had last changed that a process has linked: one that is kept for the next trial need not
 look again.
 """
+
+
+_renewed: dict[tuple[str, ...], tuple[int, ...] | None] = {}
+"""When folders had last changed, all told, that were as they should be."""
 
 
 _clean: dict[str, tuple[int, ...] | None] = {}

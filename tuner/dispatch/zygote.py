@@ -351,19 +351,16 @@ def _run(request: _Request, at: int, channel: PipeChannel, folder: str = "") -> 
     return well
 
 
-def _collect(assignment: Assignment, place: Place) -> None:
-    """Put away what an attempt left in its folder, before the next one of its series begins there."""
-    if place.folder:
-        working_folder.collect(place.folder, assignment.folder, assignment.study, assignment.number)
-
-
 def _ready(place: Place, before: Assignment, following: Assignment) -> str:
-    """Put away what an attempt left, and make the folder of the one that follows; "" if it is to do that."""
-    _collect(before, place)
+    """Put away what an attempt left in its folder, and make that of the next one, which does so itself if
+    the answer is "".
+    """
     if not place.folder:
         return ""
     try:
-        return working_folder.prepare(place.folder, following.folder, root=following.sent)
+        return working_folder.renew(
+            place.folder, following.folder, before.study, before.number, root=following.sent
+        )
     except OSError:
         return ""  # its own to say
 
@@ -382,13 +379,14 @@ def _run_series(request: _Request, slate: Slate) -> bool:
     """The attempts of a request in this process; whether it may be kept."""
     try:
         with contextlib.closing(PipeChannel(socket.socket(fileno=request.descriptors["child"]))) as channel:
+            folder = ""
             for at, assignment in enumerate(request.series):
                 if at and not request.goes_on():
                     return True
-                if not slate.run(functools.partial(_run, request, at, channel)):
+                if not slate.run(functools.partial(_run, request, at, channel, folder)):
                     return False
                 if at + 1 < len(request.series):
-                    _collect(assignment, request.place)
+                    folder = _ready(request.place, assignment, request.series[at + 1])
                 if slate.wipe():
                     return False
     finally:
