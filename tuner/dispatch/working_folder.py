@@ -11,6 +11,7 @@ The folder belongs to the shell of the first rank of a node, which the trial's o
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import os
@@ -82,7 +83,7 @@ def renew(folder: str, home: str, study: str, number: int, root: str = "") -> st
     Returns:
         Where to work.
     """
-    watched = folder, home, os.path.dirname(folder), os.path.dirname(home)
+    watched = _watched(folder, home)
     now = _stamps(*watched)
     if now is not None and _renewed.get(watched) == now:
         return folder
@@ -90,6 +91,11 @@ def renew(folder: str, home: str, study: str, number: int, root: str = "") -> st
     place = prepare(folder, home, root)
     _renewed[watched] = _stamps(*watched) if place == folder else None
     return place
+
+
+@functools.cache
+def _watched(folder: str, home: str) -> tuple[str, ...]:
+    return folder, home, os.path.dirname(folder), os.path.dirname(home)
 
 
 def remove(shell: str) -> None:
@@ -185,12 +191,17 @@ _clean: dict[str, tuple[int, ...] | None] = {}
 
 def _stamps(*folders: str) -> tuple[int, ...] | None:
     """When they have last changed; None where that was so lately that another change would not show."""
-    with contextlib.suppress(OSError):
-        found = [os.stat(folder) for folder in folders]
-        changed = [one.st_ctime_ns for one in found]  # no program can set it, as tar and rsync set the other
-        if max(changed) < time.time_ns() - _SETTLED:
-            return (*changed, *(one.st_ino for one in found))
-    return None
+    found: list[int] = []
+    settled = time.time_ns() - _SETTLED
+    try:
+        for folder in folders:
+            there = os.stat(folder)
+            if there.st_ctime_ns >= settled:  # no program can set it, as tar and rsync set the other
+                return None
+            found += there.st_ctime_ns, there.st_ino
+    except OSError:
+        return None
+    return tuple(found)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
