@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -455,6 +456,44 @@ def test_a_link_that_a_trial_deleted_is_back_whatever_the_times_of_the_folder(
         os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))  # as tar and rsync do
         working_folder.enter(folder, str(home))
         assert sorted(os.listdir(".")) == sorted(one.name for one in home.iterdir())
+
+
+def test_between_two_attempts_a_folder_is_as_new_whatever_was_changed_in_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working_folder, "_SETTLED", -(10**18))  # at once
+    (tmp_path / "shell").mkdir()
+    folder = working_folder.folder_of(str(tmp_path / "shell"), str(home))
+    above = Path(folder).parent
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: None,  # of which nothing is looked at but times
+        Path("config.json").unlink,
+        Path("left.txt").touch,
+        lambda: (above / "left above.txt").touch(),
+        (above / "data").unlink,
+        (home / "new.txt").touch,
+        lambda: (home.parent / "new above.txt").touch(),
+        lambda: shutil.rmtree(folder),
+        lambda: None,
+    ]
+    working_folder.enter(folder, str(home))
+    for number, change in enumerate(changes):
+        seen = max(os.stat(place).st_ctime_ns for place in (folder, above, home, home.parent))
+        tick = tmp_path / "tick"
+        while not tick.exists() or tick.stat().st_ctime_ns <= seen:
+            tick.touch()  # of a change within one tick of the kernel no file system tells
+        os.chdir(folder)
+        change()
+        assert working_folder.renew(folder, str(home), "s", number) == folder
+        of_home = {one.name for one in home.iterdir()} - {working_folder.FILES}
+        assert set(os.listdir(folder)) == of_home
+        assert set(os.listdir(above)) == {one.name for one in home.parent.iterdir()}
+    kept = home / working_folder.FILES / "s"
+    assert sorted(str(file.relative_to(kept)) for file in kept.rglob("*.txt")) == [
+        "3/left.txt",
+        "4/above/left above.txt",
+    ]
 
 
 def test_files_and_folders_move_and_those_of_an_attempt_before_are_replaced(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy
 import optuna
 import pytest
 from optuna.distributions import (
+    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -160,6 +162,51 @@ def test_parameters_of_an_earlier_attempt_stay_and_are_not_sent_again() -> None:
     assert channel.sent == channel.asked == []
     with pytest.raises(ValueError, match="CategoricalDistribution"):
         trial.suggest_categorical("c", ["a", "z"])
+
+
+_DISTRIBUTIONS = (
+    FloatDistribution(0.0, 1.0),
+    FloatDistribution(0.0, 2.0),
+    FloatDistribution(0.1, 1.0, log=True),
+    FloatDistribution(0.0, 1.0, step=0.25),
+    IntDistribution(0, 1),
+    CategoricalDistribution((0, 1)),
+    CategoricalDistribution((False, True)),
+    CategoricalDistribution((1.0, float("nan"))),
+    CategoricalDistribution((1.0, None)),
+)
+
+
+@pytest.mark.parametrize("second", _DISTRIBUTIONS, ids=str)
+@pytest.mark.parametrize("first", _DISTRIBUTIONS, ids=str)
+def test_a_parameter_that_it_has_is_given_as_optuna_gives_it(
+    first: BaseDistribution, second: BaseDistribution
+) -> None:
+    theirs = optuna.create_study().ask({"x": first})
+    stored = first.to_internal_repr(theirs.params["x"])
+    ours = Trial(
+        assignment(params={"x": Draw(value=stored, distribution=distribution_to_json(first))}),
+        Place(),
+        FakeChannel(),
+        None,
+    )
+    assert _given(ours, second) == _given(theirs, second)
+
+
+def _given(trial: optuna.trial.Trial, distribution: BaseDistribution) -> tuple[str, list[str]]:
+    """What a trial gives or raises, and what it warns of."""
+    kinds = {FloatDistribution: trial.suggest_float, IntDistribution: trial.suggest_int}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            if isinstance(distribution, CategoricalDistribution):
+                value = trial.suggest_categorical("x", distribution.choices)
+            else:
+                fields = {**vars(distribution)}
+                value = kinds[type(distribution)]("x", fields.pop("low"), fields.pop("high"), **fields)
+        except ValueError as error:
+            return f"ValueError: {error}", [str(one.message) for one in said]
+    return repr(value), [str(one.message) for one in said]
 
 
 def test_a_single_value_needs_no_question() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tuner.assignment import Assignment, ObjectiveRef
+from tuner.assignment import Assignment, Draw, ObjectiveRef
 from tuner.channel import Place
 from tuner.dispatch import shell as shells
 from tuner.dispatch import working_folder
@@ -459,6 +459,38 @@ def test_a_shell_imports_neither_torch_nor_optuna() -> None:
     code = "import sys, tuner.dispatch.shell; print({'ray', 'torch', 'optuna'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_attempts_that_are_practised_leave_nothing_but_what_python_learned() -> None:
+    code = """
+import gc, os, sys, threading
+import optuna
+from tuner.dispatch.practice import practise
+
+def state():
+    modules = {name for name in sys.modules if name.partition(".")[0] not in ("tuner", "storage")}
+    files = sorted(os.listdir("/proc/self/fd"))
+    return files, dict(os.environ), os.getcwd(), threading.active_count(), modules, list(sys.path)
+
+practise()  # imports what it needs
+before = state()
+practise()
+print(state() == before, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True False\n", "")
+
+
+def test_what_cannot_be_looked_up_ahead_is_the_attempts_to_say(shell: Shell, file: Path) -> None:
+    unreadable = Draw(value=0.0, distribution="{}")
+    shell.start([assignment(file, "quadratic", params={"x": unreadable})], Place())
+    outcome = until_ended(shell)
+    before = shell._nursery.zygote
+    assert outcome.reason is Reason.EXCEPTION
+    assert "json_to_distribution" in outcome.traceback
+    shell.start([assignment(file, "ends")], Place())
+    assert until_ended(shell).reason is Reason.RANK_LOST
+    assert shell._nursery.zygote == before
 
 
 def test_a_package_that_cannot_be_imported_ahead_leaves_no_half_of_it(
