@@ -115,8 +115,12 @@ class Bench:
             (self.folder / "together").write_text(str(together))
         study = tuner.create_study("s", storage=self.url, sampler="random", seed=1, load_if_exists=True)
         target = f"{self.folder}/resource_objectives.py:{name}"
-        plain = {"progress": False, "retry": tuner.Retry(backoff=0.05, stop_after=0), **settings}
-        tuner.optimize(study, target, n_trials=n_trials, **plain)
+        plain: dict[str, Any] = {
+            "progress": False,
+            "retry": tuner.Retry(backoff=0.05, stop_after=0),
+            "env": ("TUNER_PROBE",),  # else each rank imports torch to look
+        }
+        tuner.optimize(study, target, n_trials=n_trials, **{**plain, **settings})
         return self.trials()
 
     def trials(self) -> list[TrialDetail]:
@@ -147,7 +151,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(cluster: str, tmp_path: Path) -> Bench:
+def bench(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    (tmp_path / "probe.py").write_text(PROBE.replace("{bad!r}", "()"))
+    monkeypatch.setenv("TUNER_PROBE", f"{tmp_path}/probe.py:look")
     return Bench(tmp_path)
 
 
@@ -173,7 +179,7 @@ def other_work(cluster: str) -> Iterator[Callable[[dict[str, float]], Any]]:
 
 
 def test_whole_devices_go_to_one_trial_at_a_time_and_are_recorded(bench: Bench) -> None:
-    trials = bench.run("holds", 7, together=3, resources=Resources(gpus=1))
+    trials = bench.run("holds", 7, together=3, resources=Resources(gpus=1), env=())  # torch looks itself
     assert [trial.state for trial in trials] == ["COMPLETE"] * 7
     assert bench.most_at_once() == {"0": 1, "1": 1, "2": 1}
     seen = {line["trial"]: tuple(line["devices"]) for line in bench.lines()}
@@ -203,7 +209,7 @@ def test_a_device_that_fails_its_probe_is_set_aside_and_the_trial_is_tried_elsew
 ) -> None:
     (bench.folder / "my_probe.py").write_text(PROBE.replace("{bad!r}", "('1',)"))
     monkeypatch.setenv("TUNER_PROBE", f"{bench.folder}/my_probe.py:look")
-    trials = bench.run("holds", 12, resources=Resources(gpus=1), env=("TUNER_PROBE",))
+    trials = bench.run("holds", 12, resources=Resources(gpus=1))
     assert [trial.state for trial in trials] == ["COMPLETE"] * 12
     failed = [row for trial in trials for row in trial.attempt_rows if row.reason == "device_failed"]
     assert failed
@@ -222,7 +228,7 @@ def test_without_a_healthy_device_the_run_ends_and_says_why(
     monkeypatch.setenv("TUNER_PROBE", f"{bench.folder}/no_probe.py:look")
     line = r"trials waited 1 s for .*GPU [012] of .*it computes 7.*set aside.*run again to resume"
     with pytest.raises(StudyStopped, match=line):
-        bench.run("holds", 3, resources=Resources(gpus=1), env=("TUNER_PROBE",), resource_timeout=1)
+        bench.run("holds", 3, resources=Resources(gpus=1), resource_timeout=1)
     assert {trial.state for trial in bench.trials()} == {"RUNNING"}
 
 
