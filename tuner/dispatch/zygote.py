@@ -107,9 +107,10 @@ def main() -> None:
         _import(name)
     compiled.remember(is_users_file)
     seed_everything(0)  # torch's first seed reads source files, 3 ms in each rank
-    from tuner.dispatch.practice import practise  # optuna comes with it, and torch is to be there first
+    with contextlib.suppress(Exception):  # ranks hear what is wrong
+        from tuner.dispatch.practice import practise  # optuna comes with it, and torch is to be there first
 
-    practise()
+        practise()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
