@@ -43,11 +43,12 @@ from typing import Any
 from tuner.arrival import on_import
 from tuner.switches import Switches, device_memory
 
-__all__ = ["Leaks", "Slate", "is_users_file", "leak"]
+__all__ = ["PARTING", "Leaks", "Slate", "is_users_file", "leak"]
 
 MORE_MEMORY = 256 * 2**20  # bytes above those after the first attempt
 MORE_FILES = 32  # open files above those after the first attempt
-PARTING = 0.5  # seconds for threads that are about to end
+PARTING = 0.5
+"""Seconds for threads that are about to end."""
 
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 _LIBC = ctypes.CDLL(None)

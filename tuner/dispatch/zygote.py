@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # of signal, without an enum for each number
 import array
+import atexit
 import contextlib
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import pickle
@@ -27,6 +29,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +45,7 @@ from tuner.dispatch import ahead, turns, working_folder
 from tuner.dispatch.pipe import PipeChannel
 from tuner.processes import become_subreaper, die_with_parent
 from tuner.seeds import seed_everything
-from tuner.slate import Slate, is_users_file
+from tuner.slate import PARTING, Slate, is_users_file
 
 __all__ = ["main", "request"]
 
@@ -51,6 +54,7 @@ _MAX_FDS = 4
 _LATER = ("torch._dynamo",)  # what a process's first optimiser imports, 1.4 s: too long for the first rank
 _QUIET = 5.0  # seconds from a fork, after which its rank has made its own start
 _SPARE = 3  # cores that nobody uses, of which an import may have one
+_WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 _IDLE = b"."  # what a process says at its desk when it is ready for another attempt
 
 
@@ -111,6 +115,7 @@ def main() -> None:
         from tuner.dispatch.practice import practise  # optuna comes with it, and torch is to be there first
 
         practise()
+    atexit._clear()  # as multiprocessing does: a rank calls what is registered in it
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -310,8 +315,27 @@ def _become_rank(parent: int, run: Callable[[], object]) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        _flush()
+        with contextlib.suppress(BaseException):
+            _wind_up()
         os._exit(code)
+
+
+def _wind_up() -> None:
+    """What Python does at the end of a process: wait for threads, for a moment, call what was registered with
+    ``atexit``, and write what files still hold.
+    """
+    if len(sys._current_frames()) > 1:
+        deadline = time.monotonic() + PARTING
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join(max(0.0, deadline - time.monotonic()))
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    _flush()
+    for thing in gc.get_objects():  # what was there before the fork is frozen, and not among them
+        if type(thing) in _WRITERS and not thing.closed:
+            with contextlib.suppress(Exception):
+                thing.flush()
 
 
 def _flush() -> None:
@@ -338,6 +362,7 @@ def _run(request: _Request, at: int, channel: PipeChannel, folder: str = "") -> 
         working_folder.enter(place.folder, assignment.folder, root=assignment.sent)
     for name, value in assignment.env.items():
         os.environ[name] = value
+    sys.argv[:] = [assignment.objective.file or assignment.objective.module]
     os.environ["TUNER_STUDY"] = assignment.study
     os.environ["TUNER_TRIAL"] = str(assignment.number)
     if "listen" in request.descriptors:
