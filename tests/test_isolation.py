@@ -517,6 +517,63 @@ def test_files_and_folders_move_and_those_of_an_attempt_before_are_replaced(
     assert os.listdir(folder) == ["config.json"]
 
 
+def _deep(folder: Path, name: str, depth: int) -> None:
+    os.chdir(folder)
+    for _ in range(depth):
+        os.mkdir(name)
+        os.chdir(name)
+    os.chdir("/")
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda folder: _deep(folder, "d" * 250, 20),
+        lambda folder: _deep(folder, "d", 1500),
+        lambda folder: (folder / "shut").mkdir(mode=0o444),
+        lambda folder: folder.chmod(0o555),
+        lambda folder: os.mkfifo(folder / "pipe"),
+        lambda folder: (shutil.rmtree(folder), folder.write_text("a file")),
+        lambda folder: (shutil.rmtree(folder), folder.symlink_to("/usr")),
+    ],
+    ids=["long paths", "deep", "shut out below", "shut out", "a pipe", "a file", "a link"],
+)
+def test_whatever_an_attempt_leaves_the_next_one_finds_nothing_of_it(
+    leave: Callable[[Path], object], home: Path, tmp_path: Path
+) -> None:
+    shell = tmp_path / "shell"
+    shell.mkdir()
+    folder = working_folder.folder_of(str(shell), str(home))
+    working_folder.enter(folder, str(home))
+    leave(Path(folder))
+    assert working_folder.renew(folder, str(home), "s", 0) == folder
+    assert os.listdir(folder) == ["config.json"]
+    assert not os.path.islink(folder)
+    assert os.stat(folder).st_mode & 0o700 == 0o700
+    leave(Path(folder))
+    os.chdir("/")
+    working_folder.remove(str(shell))
+    assert os.listdir(tmp_path) == ["project"]
+
+
+def test_of_a_file_that_does_not_fit_no_part_stays(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "left"
+    folder.mkdir()
+    (folder / "model.pt").write_text("1")
+
+    def full(source: str, target: Path) -> None:
+        target.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(working_folder.shutil, "move", full)
+    assert working_folder.collect(str(folder), str(home), "s", 0) == []
+    assert [file for file in home.rglob("*") if file.is_file()] == [home / "config.json"]
+    assert "model.pt was not kept" in caplog.text
+    assert "No space left" in caplog.text
+
+
 @pytest.mark.parametrize("study", ["..", ".", "../../etc", "x" * 5_000])
 def test_a_study_of_any_name_keeps_its_files_below_the_folder_for_them(
     study: str, home: Path, tmp_path: Path

@@ -157,6 +157,17 @@ def test_a_file_that_cannot_be_used_is_one_line_with_the_place(write: Write, sou
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_needs_its_package_is_told_how_to_name_it(tmp_path: Path) -> None:
+    inner = tmp_path / "pkg" / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "__init__.py").touch()
+    (inner / "train.py").write_text("from . import conf")
+    with pytest.raises(BadObjective) as caught:
+        objectives.refer(str(inner / "train.py"))
+    assert str(caught.value).endswith(f"; write pkg.inner.train:NAME, in {tmp_path}")
+
+
 def test_a_failed_import_leaves_nothing_imported(write: Write) -> None:
     file = write("raise ValueError")
     with pytest.raises(BadObjective):

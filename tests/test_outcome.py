@@ -35,6 +35,9 @@ def test_whatever_is_a_number_is_complete(value: Any) -> None:
         (None, "None; it must return a number"),
         ("0.5", "'0.5'"),
         (b"a", "b'a'"),
+        (bytearray(b"1"), "bytearray(b'1')"),
+        (memoryview(b"1"), "<memory"),
+        (numpy.zeros((5, 5)), "array([[0., 0., 0., 0., 0.], [0."),
         ([], "[]; it must return a number"),
         ([1, 2], "[1, 2]; it must return a number"),
         (["0.5"], "'0.5'"),
@@ -51,6 +54,7 @@ def test_what_is_no_number_is_refused_and_shown(value: Any, shown: str) -> None:
     assert outcome.values == ()
     assert f"the objective returned {shown}" in outcome.message
     assert len(outcome.message) < 200
+    assert "\n" not in outcome.message
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

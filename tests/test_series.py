@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from optuna.distributions import CategoricalDistribution, distribution_to_json
 
 from tests.test_zygote import assignment as plain_assignment
-from tuner.assignment import Assignment
+from tuner.assignment import Assignment, Draw
 from tuner.channel import Place
 from tuner.dispatch import working_folder
 from tuner.dispatch.shell import Shell
@@ -23,7 +24,7 @@ from tuner.processes import marked
 RUN = f"series-tests-{os.getpid()}"
 
 OBJECTIVES = """
-import ctypes, os, sys, time
+import atexit, ctypes, os, sys, threading, time
 from pathlib import Path
 
 calls = []
@@ -39,6 +40,24 @@ def says(trial):
 def leaves_a_file(trial):
     Path("left.txt").write_text(f"of {trial.number}")
     trial.set_user_attr("found", sorted(os.listdir()))
+    return 0.0
+
+def leaves_things_to_do(trial):
+    global held
+    held = open("held.txt", "w")
+    held.write(f"of {trial.number}")
+    cycle = [open("cycle.txt", "w")]
+    cycle.append(cycle)
+    cycle[0].write(f"of {trial.number}")
+    threading.Timer(0.1, Path("thread.txt").write_text, [f"of {trial.number}"]).start()
+    atexit.register(Path("at exit.txt").absolute().write_text, f"of {trial.number}")
+    trial.set_user_attr("argv", sys.argv)
+    return 0.0
+
+def changes_a_choice(trial):
+    chosen = trial.suggest_categorical("layers", [[1], [2, 2]])
+    trial.set_user_attr("chosen", list(chosen))
+    chosen.append(99)
     return 0.0
 
 def fails_second(trial):
@@ -195,6 +214,44 @@ def test_what_one_leaves_in_its_folder_is_not_the_next_ones(
     assert heard.attributes("found") == [["left.txt"]] * 3
     left = {path.parent.name: path.read_text() for path in home.rglob("left.txt")}
     assert left == {"0": "of 0", "1": "of 1", "2": "of 2"}
+
+
+def test_what_one_has_left_to_its_end_is_done(shell: Shell, file: Path, keep: bool, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    folder = working_folder.folder_of(str(shell._folder), str(home))
+    given = series(file, "leaves_things_to_do", 3, keep, folder=str(home))
+    heard = Run(shell, given, Place(folder=folder)).to_the_end()
+    assert heard.attributes("argv") == [[str(file)]] * 3
+    names = {"held.txt", "cycle.txt", "thread.txt", "at exit.txt"}
+    if keep:
+        names.remove("at exit.txt")  # once the process ends, which other trials may use
+    left = {(path.parent.name, path.name): path.read_text() for path in home.rglob("*.txt")}
+    assert left == {(str(number), name): f"of {number}" for number in range(3) for name in names}
+
+
+def test_a_choice_that_one_changes_is_not_the_next_ones(shell: Shell, file: Path, keep: bool) -> None:
+    with pytest.warns(UserWarning, match="Choices for a categorical"):
+        choices = distribution_to_json(CategoricalDistribution(([1], [2, 2])))  # type: ignore[arg-type]
+    drawn = {"layers": Draw(value=1.0, distribution=choices)}
+    heard = Run(shell, series(file, "changes_a_choice", 3, keep, params=drawn)).to_the_end()
+    assert {outcome.reason for outcome in heard.outcomes()} == {Reason.COMPLETE}
+    assert heard.attributes("chosen") == [[2, 2]] * 3
+
+
+def test_what_one_leaves_beside_a_copy_of_the_drivers_folder_goes_to_the_folder_itself(
+    shell: Shell, file: Path, keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    home.mkdir()
+    copy.mkdir()
+    folder = working_folder.folder_of(str(shell._folder), str(home))
+    monkeypatch.setattr(shell, "_package", str(copy))
+    given = series(file, "leaves_a_file", 3, keep, folder=str(home), sent=str(home))
+    Run(shell, given, Place(folder=folder)).to_the_end()
+    left = {path.parent.name: path.read_text() for path in tmp_path.rglob("left.txt")}
+    assert left == {"0": "of 0", "1": "of 1", "2": "of 2"}
+    assert not list(copy.iterdir())
 
 
 def test_one_that_fails_ends_its_process_and_no_other_attempt(shell: Shell, file: Path, keep: bool) -> None:

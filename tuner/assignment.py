@@ -84,6 +84,7 @@ class Assignment:
         checkpoints: fsspec URI or folder of this trial; attempts are folders below it.
         env: environment variables for the ranks, values included; never stored.
         folder: the driver's working folder, what is in it is in the rank's too where the node has it.
+        home: the driver's own, where ``folder`` is a copy of it, for a rank; or "".
         sent: the folder of the driver's machine of which every node has a copy, for a rank its copy; or "".
         can_prune: False where the pruner can never say True, so ``should_prune`` need not ask.
         strict: a fixed parameter that its distribution does not hold is an error, not a warning.
@@ -118,6 +119,7 @@ class Assignment:
     resume: Resume | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
+    home: str = ""
     sent: str = ""
     can_prune: bool = True
     grace: float = 10.0

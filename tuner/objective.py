@@ -379,9 +379,20 @@ def _import(name: str, file: str) -> ModuleType:
             ) from None
         missing = isinstance(error, ModuleNotFoundError)
         where = f"; {sys.executable} has it neither installed nor beside the file" if missing else ""
+        if isinstance(error, ImportError) and "no known parent package" in str(error) and file:
+            where = f"; {_as_module(file)}"
         raise BadObjective(f"{_at(error, file or name)}: {_one_line(error)}{where}") from error
     finally:
         _importing.pop()
+
+
+def _as_module(file: str) -> str:
+    """How a file of a package is named so that its relative imports work."""
+    parts, folder = [os.path.basename(file).removesuffix(".py")], os.path.dirname(file)
+    while _is_package(folder):
+        folder, name = os.path.split(folder)
+        parts.insert(0, name)
+    return f"write {'.'.join(parts)}:NAME, in {folder}" if len(parts) > 1 else "it is in no package"
 
 
 def _import_file(name: str, file: str) -> ModuleType:

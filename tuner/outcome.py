@@ -76,7 +76,7 @@ def classify_return(value: Any, directions: Sequence[str]) -> Outcome:
         >>> classify_return(float("-inf"), ["minimize"]).reason
         <Reason.INFINITE: 'infinite'>
     """
-    is_one = isinstance(value, float | int | str | bytes) or not isinstance(value, Sequence)
+    is_one = isinstance(value, _ONE) or not isinstance(value, Sequence)
     parts = [value] if is_one else list(value)
     if value is None or len(parts) != len(directions):
         wanted = "a number" if len(directions) == 1 else f"{len(directions)} numbers"
@@ -95,8 +95,11 @@ def classify_return(value: Any, directions: Sequence[str]) -> Outcome:
     return Outcome(reason=Reason.COMPLETE, values=tuple(values))
 
 
+_ONE = (float, int, str, bytes, bytearray, memoryview)  # text is a sequence, but of no numbers
+
+
 def _as_float(value: Any) -> float | None:
-    if isinstance(value, str | bytes | bytearray):
+    if isinstance(value, str | bytes | bytearray | memoryview):
         return None
     try:
         return float(value)  # NumPy and torch scalars, Decimal
@@ -109,5 +112,5 @@ def _bad(message: str) -> Outcome:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())  # an array has several lines
     return text if len(text) <= 80 else f"{text[:77]}..."

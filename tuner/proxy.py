@@ -12,7 +12,12 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -213,9 +218,17 @@ def relative_draw(assignment: Assignment) -> tuple[dict[str, Any], dict[str, Bas
     return _external(assignment.relative)
 
 
-@functools.lru_cache(maxsize=1024)
 def _distribution(text: str) -> BaseDistribution:
-    return json_to_distribution(text)
+    return _unchangeable(text) or json_to_distribution(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _unchangeable(text: str) -> BaseDistribution | None:
+    """The same one for all attempts of a process; None where one of them might change a choice of it."""
+    found = json_to_distribution(text)
+    if isinstance(found, CategoricalDistribution):
+        return None if any(isinstance(choice, list | dict) for choice in found.choices) else found
+    return found
 
 
 def _external(draws: Mapping[str, Draw]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:

@@ -41,14 +41,13 @@ from types import ModuleType
 from typing import Any
 
 from tuner.arrival import on_import
+from tuner.parting import PARTING, flush_files
 from tuner.switches import Switches, device_memory
 
-__all__ = ["PARTING", "Leaks", "Slate", "is_users_file", "leak"]
+__all__ = ["Leaks", "Slate", "is_users_file", "leak"]
 
 MORE_MEMORY = 256 * 2**20  # bytes above those after the first attempt
 MORE_FILES = 32  # open files above those after the first attempt
-PARTING = 0.5
-"""Seconds for threads that are about to end."""
 
 _LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 _LIBC = ctypes.CDLL(None)
@@ -131,6 +130,7 @@ class Slate:
         else:
             on_import("torch", "slate", self._note_torch)
         self._first: Leaks | None = None
+        self._files = 0
 
     def _note_torch(self) -> None:
         self._torch = Switches()
@@ -151,6 +151,8 @@ class Slate:
         self._restore_process()
         self._restore_python()
         self._restore_logging()
+        if _files() > self._files:
+            flush_files()
         _forget(sys.modules.keys() - self._modules.keys())
         if len(sys.modules) > len(self._modules):
             self._modules = {**sys.modules, **self._modules}  # installed ones stay
@@ -167,7 +169,7 @@ class Slate:
         if self._is_slower:
             return "its priority was lowered for good"
         now = _count()
-        self._first = self._first or now
+        self._first, self._files = self._first or now, now.files
         return leak(now, self._first)
 
     def _restore_process(self) -> None:
@@ -363,10 +365,14 @@ def _count() -> Leaks:
     return Leaks(
         threads=max(threading.active_count(), len(sys._current_frames())) - 1,
         children=_children(),
-        files=len(os.listdir("/proc/self/fd")),
+        files=_files(),
         memory=int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE"),
         device_memory=device_memory(),
     )
+
+
+def _files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def _children() -> int:

@@ -109,7 +109,13 @@ def moved(assignment: Assignment, here: str) -> Assignment:
         here: where the copy of :attr:`Assignment.sent` is.
     """
     objective = moved_ref(assignment.sent, here, assignment.objective)
-    return dataclasses.replace(assignment, objective=objective, folder=home_of(assignment, here), sent=here)
+    return dataclasses.replace(
+        assignment,
+        objective=objective,
+        folder=home_of(assignment, here),
+        home=assignment.folder,
+        sent=here,
+    )
 
 
 def moved_ref(sent: str, here: str, ref: ObjectiveRef) -> ObjectiveRef:

@@ -448,8 +448,10 @@ class Shell:
                 goes_on = len(self._outbox) >= OUTBOX or self._outbox.last > before
             if not goes_on:
                 break  # something outside its tree still holds the socket
-        self._collect()
-        self._conclude(child, self._outcome(code))
+        try:
+            self._collect()
+        finally:
+            self._conclude(child, self._outcome(code))
 
     def _collect(self) -> None:
         """What the attempt left in its folder goes where it stays."""

@@ -1,7 +1,8 @@
 """The folder that an attempt works in: its own, in which what the driver's folder holds is there too.
 
 Two trials that write ``model.pt`` do not meet, and one that reads ``data.csv`` or ``../data.csv`` finds it:
-a link for each entry of the driver's folder, and of the one above it. What an attempt leaves there is
+a link for each entry of the driver's folder, and of the one above it. What is written to one that was there
+before is written to the driver's. What an attempt leaves there is
 moved to ``tuner-files/STUDY/TRIAL`` in the driver's folder, where that is on this node; what it leaves in the
 one above, to ``above`` in that.
 
@@ -14,14 +15,19 @@ import contextlib
 import functools
 import glob
 import hashlib
+import logging
 import os
 import re
 import shutil
+import stat
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 __all__ = ["FILES", "collect", "enter", "folder_of", "prepare", "remove", "renew", "sweep"]
+
+log = logging.getLogger(__name__)
 
 FILES = "tuner-files"
 """In the driver's folder: what trials left, by study and number."""
@@ -62,7 +68,7 @@ def prepare(folder: str, home: str, root: str = "") -> str:
         Where to work: there, or in ``home`` itself.
     """
     try:
-        if not os.path.isdir(folder):
+        if os.path.islink(folder) or not os.path.isdir(folder):
             for made in (os.path.dirname(folder), folder):  # not what is above: that goes with its shell
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(made)
@@ -76,19 +82,20 @@ def prepare(folder: str, home: str, root: str = "") -> str:
         return home if os.path.isdir(home) else "/"
 
 
-def renew(folder: str, home: str, study: str, number: int, root: str = "") -> str:
+def renew(folder: str, home: str, study: str, number: int, *, linked: str = "", root: str = "") -> str:
     """:func:`collect` what an attempt left, and :func:`prepare` for the next one: a look at the times of the
     folders where nothing was to be done the last time, and nothing has changed.
 
     Returns:
         Where to work.
     """
-    watched = _watched(folder, home)
+    linked = linked or home
+    watched = _watched(folder, linked)
     now = _stamps(*watched)
     if now is not None and _renewed.get(watched) == now:
         return folder
-    collect(folder, home, study, number)
-    place = prepare(folder, home, root)
+    collect(folder, home, study, number, linked)
+    place = prepare(folder, linked, root)
     _renewed[watched] = _stamps(*watched) if place == folder else None
     return place
 
@@ -103,7 +110,7 @@ def remove(shell: str) -> None:
     gone = f"{shell}.gone"
     with contextlib.suppress(OSError):
         os.rename(shell, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    _remove(gone)
 
 
 def sweep(run: str) -> None:
@@ -111,7 +118,7 @@ def sweep(run: str) -> None:
     one that was removing its own may have been killed too.
     """
     for folder in glob.glob(f"{glob.escape(tempfile.gettempdir())}/tuner-{run}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 def collect(folder: str, home: str, study: str, number: int, linked: str = "") -> list[str]:
@@ -122,7 +129,8 @@ def collect(folder: str, home: str, study: str, number: int, linked: str = "") -
         linked: the copy of it that was entered, where it was sent.
 
     Returns:
-        The paths of the files, in ``home``; none where ``home`` is not on this node.
+        The paths of the files, in ``home``; none where ``home`` is not on this node. What cannot be moved,
+        where the disk is full or a path too long, is not kept: it would be the next attempt's.
     """
     linked = linked or home
     places = [(folder, linked, "")]
@@ -133,14 +141,17 @@ def collect(folder: str, home: str, study: str, number: int, linked: str = "") -
     for place, origin, part in places:
         if (now := _stamps(place)) is not None and _clean.get(place) == now:
             continue
+        if os.path.islink(place) or not os.path.isdir(place):
+            _remove(place)  # what an attempt has put in its stead
+            continue
+        _open(place)
         for entry in _entries(place):
-            path = Path(entry.path)
             if entry.path == folder or _is_ours(entry, origin):
                 continue
             if os.path.isdir(home):
                 kept = Path(home) / FILES / _file_name(study) / str(number)
-                found += _move(path, kept / part / entry.name)
-            _remove(path)
+                found += _move(entry.path, kept / part / entry.name)
+            _remove(entry.path)
         _clean[place] = _stamps(place)
     return found
 
@@ -167,7 +178,7 @@ def _link(home: str, folder: str, without: str) -> bool:
     there = {entry.name: entry for entry in _entries(folder)}
     for name, entry in there.items():
         if name not in wanted and _is_ours(entry, home):
-            _remove(Path(entry.path))
+            _remove(entry.path)
     for name in wanted - set(there):
         with contextlib.suppress(FileExistsError):  # another rank was first
             os.symlink(f"{home}/{name}", f"{folder}/{name}")
@@ -220,24 +231,54 @@ def _is_ours(entry: os.DirEntry[str], home: str) -> bool:
     return False
 
 
-def _move(source: Path, target: Path) -> list[str]:
+def _move(source: str, target: Path) -> list[str]:
     """Files of a tree to another, in place of those of the same name; what cannot be moved is left out."""
-    files = [source] if not source.is_dir() or source.is_symlink() else sorted(source.rglob("*"))
-    moved = []
-    for file in files:
-        if file.is_symlink() or not file.is_file():
+    moved, waiting = [], [(source, target)]
+    while waiting:
+        path, goal = waiting.pop()
+        if os.path.islink(path):
             continue
-        goal = target / file.relative_to(source) if file != source else target
-        with contextlib.suppress(OSError):
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(file, goal)
+        if os.path.isdir(path):
+            _open(path)
+            waiting += [(entry.path, goal / entry.name) for entry in _entries(path)]
+        elif os.path.isfile(path) and _move_file(path, goal):
             moved.append(str(goal))
-    return moved
+    return sorted(moved)
 
 
-def _remove(path: Path) -> None:
+def _move_file(path: str, goal: Path) -> bool:
+    """Whole, or not at all."""
+    part = goal.with_name(f".tuner-{os.getpid()}.part")
+    try:
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, part)
+        os.replace(part, goal)
+    except OSError as error:
+        log.warning("%s was not kept as %s: %s", path, goal, error.strerror)
+        with contextlib.suppress(OSError):
+            part.unlink()
+        return False
+    return True
+
+
+def _open(folder: str) -> None:
+    """Let its owner in again, whom an attempt may have shut out."""
     with contextlib.suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+        mode = os.stat(folder).st_mode
+        if mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(folder, stat.S_IMODE(mode) | stat.S_IRWXU)
+
+
+def _remove(path: str) -> None:
+    """Whatever it is, and as far as it can be removed."""
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
         else:
-            path.unlink()
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, RecursionError):  # its modes, or it is deeper than Python goes
+        for command in (("chmod", "-R", "u+rwX", "--", path), ("rm", "-rf", "--", path)):
+            with contextlib.suppress(OSError):
+                subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # of signal, without an enum for each number
 import array
-import atexit
 import contextlib
 import functools
 import gc
 import importlib
-import io
 import json
 import os
 import pickle
@@ -29,7 +27,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +40,10 @@ from tuner.assignment import Assignment
 from tuner.channel import Channel, Place
 from tuner.dispatch import ahead, turns, working_folder
 from tuner.dispatch.pipe import PipeChannel
+from tuner.parting import flush_streams, forget_exits, wind_up
 from tuner.processes import become_subreaper, die_with_parent
 from tuner.seeds import seed_everything
-from tuner.slate import PARTING, Slate, is_users_file
+from tuner.slate import Slate, is_users_file
 
 __all__ = ["main", "request"]
 
@@ -54,7 +52,6 @@ _MAX_FDS = 4
 _LATER = ("torch._dynamo",)  # what a process's first optimiser imports, 1.4 s: too long for the first rank
 _QUIET = 5.0  # seconds from a fork, after which its rank has made its own start
 _SPARE = 3  # cores that nobody uses, of which an import may have one
-_WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 _IDLE = b"."  # what a process says at its desk when it is ready for another attempt
 
 
@@ -115,7 +112,7 @@ def main() -> None:
         from tuner.dispatch.practice import practise  # optuna comes with it, and torch is to be there first
 
         practise()
-    atexit._clear()  # as multiprocessing does: a rank calls what is registered in it
+    forget_exits()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray starts its processes with SIGINT blocked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -316,32 +313,8 @@ def _become_rank(parent: int, run: Callable[[], object]) -> None:
         sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(BaseException):
-            _wind_up()
+            wind_up()
         os._exit(code)
-
-
-def _wind_up() -> None:
-    """What Python does at the end of a process: wait for threads, for a moment, call what was registered with
-    ``atexit``, and write what files still hold.
-    """
-    if len(sys._current_frames()) > 1:
-        deadline = time.monotonic() + PARTING
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join(max(0.0, deadline - time.monotonic()))
-    with contextlib.suppress(BaseException):
-        atexit._run_exitfuncs()
-    _flush()
-    for thing in gc.get_objects():  # what was there before the fork is frozen, and not among them
-        if type(thing) in _WRITERS and not thing.closed:
-            with contextlib.suppress(Exception):
-                thing.flush()
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # an objective may have closed it
-            stream.flush()
 
 
 def _run(request: _Request, at: int, channel: PipeChannel, folder: str = "") -> bool:
@@ -373,7 +346,7 @@ def _run(request: _Request, at: int, channel: PipeChannel, folder: str = "") -> 
     else:
         channel.begin(0)
     well = worker.run(assignment, place, way)
-    _flush()
+    flush_streams()
     return well
 
 
@@ -385,7 +358,12 @@ def _ready(place: Place, before: Assignment, following: Assignment) -> str:
         return ""
     try:
         return working_folder.renew(
-            place.folder, following.folder, before.study, before.number, root=following.sent
+            place.folder,
+            before.home or before.folder,
+            before.study,
+            before.number,
+            linked=following.folder,
+            root=following.sent,
         )
     except OSError:
         return ""  # its own to say
@@ -411,10 +389,10 @@ def _run_series(request: _Request, slate: Slate) -> bool:
                     return True
                 if not slate.run(functools.partial(_run, request, at, channel, folder)):
                     return False
-                if at + 1 < len(request.series):
-                    folder = _ready(request.place, assignment, request.series[at + 1])
                 if slate.wipe():
                     return False
+                if at + 1 < len(request.series):
+                    folder = _ready(request.place, assignment, request.series[at + 1])
     finally:
         for name in {"output", "turns"} & request.descriptors.keys():
             os.close(request.descriptors[name])
