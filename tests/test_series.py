@@ -49,6 +49,9 @@ def leaves_things_to_do(trial):
     cycle = [open("cycle.txt", "w")]
     cycle.append(cycle)
     cycle[0].write(f"of {trial.number}")
+    detached = [open("cycle.txt", "a")]
+    detached.append(detached)
+    detached[0].detach()
     threading.Timer(0.1, Path("thread.txt").write_text, [f"of {trial.number}"]).start()
     atexit.register(Path("at exit.txt").absolute().write_text, f"of {trial.number}")
     trial.set_user_attr("argv", sys.argv)

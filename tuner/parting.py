@@ -55,6 +55,6 @@ def flush_files() -> None:
     Files from before ``gc.freeze`` are not looked at.
     """
     for thing in gc.get_objects():
-        if type(thing) in _WRITERS and not thing.closed:
-            with contextlib.suppress(Exception):
+        if type(thing) in _WRITERS:
+            with contextlib.suppress(Exception):  # it may be closed, or detached
                 thing.flush()
