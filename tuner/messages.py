@@ -218,7 +218,7 @@ class Turn(Message):
 
     Attributes:
         at: its place in the series, from 0.
-        pid, process: what it runs in, as in :class:`RankInfo`.
+        pid, process: what it runs in, as in :class:`RankInfo`; the shell adds the second.
     """
 
     at: int

@@ -48,7 +48,7 @@ class Sizes:
 
 FULL = Sizes(
     rounds=5,
-    trials={"tuner": 2000, "optuna": 200, "ray-tune-reuse": 80, "ray-tune": 8, "ray": 4000},
+    trials={"tuner": 2000, "optuna": 200, "ray-tune-reuse": 240, "ray-tune": 8, "ray": 4000},
     reports={"tuner": 50_000, "optuna": 500, "ray-tune-reuse": 500},
     seconds=40,
     questions={1: 2000, 20: 300},

@@ -54,7 +54,7 @@ def practise() -> None:
     try:
         with ours, contextlib.closing(PipeChannel(theirs)) as channel:  # all that is said fits into its pipe
             for _ in range(_TIMES):
-                way = turns.begin(channel, assignment, 0, output, is_last=False)
+                way = turns.begin(channel, 0, output, is_last=False)
                 worker.run(assignment, Place(), way, _objective)
     finally:
         os.close(output)

@@ -283,7 +283,7 @@ class Shell:
         if not self._nursery.fork(seen, place):
             self._conclude(child, Outcome(reason=Reason.RANK_LOST, message="did not start in time"))
         pid = self._nursery.pid
-        placed = self._placed_as(pid, owner.identity(self._run, pid))
+        placed = self._placed_in(pid)
         with self._changed:
             self._placed = self._placed or placed
 
@@ -391,7 +391,8 @@ class Shell:
             if child is not self._child:
                 return
             if isinstance(message, Turn):
-                self._take_turn(message)
+                message = self._take_turn(message)
+                line = encode(message)
             elif self._finished:
                 return
             is_last = self._is_last()
@@ -408,18 +409,25 @@ class Shell:
             if self._flush or self._quiet:  # else a drain keeps its pace, and need not wake for each report
                 self._changed.notify_all()
 
-    def _take_turn(self, turn: Turn) -> None:
-        """An attempt of the series has begun. The caller holds the lock."""
+    def _take_turn(self, turn: Turn) -> Turn:
+        """An attempt of the series has begun; the same with what names its process, which a process of
+        milliseconds need not look up itself. The caller holds the lock.
+        """
         if turn.at and not self._finished:
             self._say(Finished(outcome=exit_outcome(0, "")))
         self._assignment, self._finished, self._verdict = self._series[turn.at], False, None
         if turn.at:
             self._nursery.pid = turn.pid
-        self._placed = self._placed_as(turn.pid, turn.process)
+        if self._placed is None or self._placed.pid != turn.pid:
+            self._placed = self._placed_in(turn.pid)
         self._began, self._printed = time.monotonic(), ""
         self._changed.notify_all()
+        return replace(turn, process=self._placed.process)
 
-    def _placed_as(self, pid: int, process: Mapping[str, str | int]) -> RankInfo:
+    def _placed_in(self, pid: int) -> RankInfo:
+        process: Mapping[str, str | int] = {}
+        with contextlib.suppress(OSError):  # this one may open no further file: nobody can say
+            process = owner.identity(self._run, pid)
         return RankInfo(
             rank=self._place.rank,
             host=socket.gethostname(),

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import sys
 from typing import Any
 
-from storage import owner
-from tuner.assignment import Assignment
 from tuner.channel import Channel
 from tuner.dispatch.pipe import PipeChannel
 from tuner.messages import Finished, Message, Turn
@@ -31,7 +28,7 @@ def kept(reason: Reason) -> int:
     return LAST if reason in (Reason.COMPLETE, Reason.PRUNED) else TAIL
 
 
-def begin(channel: PipeChannel, assignment: Assignment, at: int, output: int, *, is_last: bool) -> Channel:
+def begin(channel: PipeChannel, at: int, output: int, *, is_last: bool) -> Channel:
     """Say that it is the turn of an attempt, in the process that runs it; its way to the driver.
 
     Args:
@@ -42,8 +39,7 @@ def begin(channel: PipeChannel, assignment: Assignment, at: int, output: int, *,
     channel.begin(at)
     if at:
         os.ftruncate(output, 0)
-    pid = os.getpid()
-    channel.send(Turn(at=at, pid=pid, process=_identity(assignment.run, pid)))
+    channel.send(Turn(at=at, pid=os.getpid()))
     return channel if is_last else _Telling(channel, output)
 
 
@@ -78,8 +74,3 @@ class _Telling:
             if end:
                 return os.pread(self._output, size, max(0, end - size)).decode(errors="replace")
         return ""
-
-
-@functools.lru_cache(maxsize=1)
-def _identity(run: str, pid: int) -> dict[str, str | int]:
-    return owner.identity(run, pid)

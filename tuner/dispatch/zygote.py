@@ -342,7 +342,7 @@ def _run(request: _Request, at: int, channel: PipeChannel, folder: str = "") -> 
         place = replace(place, listen_fd=request.descriptors["listen"])
     way: Channel = channel
     if len(request.series) > 1:
-        way = turns.begin(channel, assignment, at, output, is_last=at + 1 == len(request.series))
+        way = turns.begin(channel, at, output, is_last=at + 1 == len(request.series))
     else:
         channel.begin(0)
     well = worker.run(assignment, place, way)
