@@ -274,6 +274,8 @@ class _Line:
             self._at += 1
             self._folder = _ready(self._request.place, before, self._request.series[self._at])
             self.fork()
+            # Until there is something to do, do nothing: who writes to a page that both have copies it.
+            select.select((self._control, self._wakes[0]), (), ())
             return True
         if self._channel is not None:
             self._channel.close()  # the shell then knows that nothing follows
