@@ -275,7 +275,7 @@ class _Line:
             self._folder = _ready(self._request.place, before, self._request.series[self._at])
             self.fork()
             # Until there is something to do, do nothing: who writes to a page that both have copies it.
-            select.select((self._control, self._wakes[0]), (), ())
+            select.select([self._control.fileno(), self._wakes[0]], [], [])
             return True
         if self._channel is not None:
             self._channel.close()  # the shell then knows that nothing follows
