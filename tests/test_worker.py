@@ -360,9 +360,9 @@ class Ran:
 
     def end(self, rank: int) -> tuple[str, str, bool]:
         """Reason, message and whether it is collateral."""
-        kind, fields = self.sent[rank][-1]
-        assert kind == "Finished"
-        return fields["outcome"]["reason"], fields["outcome"]["message"], fields["collateral"]
+        said = decode(json.dumps(self.sent[rank][-1]))
+        assert isinstance(said, Finished)
+        return said.outcome.reason.value, said.outcome.message, said.collateral
 
     def kinds(self, rank: int) -> list[str]:
         return [kind for kind, _ in self.sent[rank]]
