@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +17,9 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json
 from tests.test_zygote import assignment as plain_assignment
 from tuner.assignment import Assignment, Draw
 from tuner.channel import Place
+from tuner.dispatch import shell as shells
 from tuner.dispatch import working_folder
+from tuner.dispatch.pipe import lines
 from tuner.dispatch.shell import Shell
 from tuner.messages import Answer, Finished, Message, Question, Report, Turn, UserAttr, decode
 from tuner.outcome import Outcome, Reason
@@ -204,6 +208,28 @@ def test_each_of_a_series_is_as_it_would_be_alone(shell: Shell, file: Path, keep
     reports = [one for said in heard.messages.values() for one in said if isinstance(one, Report)]
     assert [one.value for one in reports] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert len(set(heard.pids)) == (1 if keep else 5)
+
+
+def test_what_a_later_one_prints_is_not_told_before_its_turn(
+    shell: Shell, file: Path, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_hear = threading.Event()
+
+    def late(child: socket.socket) -> Iterator[str]:
+        assert may_hear.wait(60)
+        yield from lines(child)
+
+    monkeypatch.setattr(shells, "lines", late)
+    monkeypatch.setattr(shells, "FOLLOW", 0.0)
+    run = Run(shell, series(file, "says", 3, keep))
+    try:
+        deadline = time.monotonic() + 60
+        while shell._nursery.tail() != "I am 2\n":
+            assert time.monotonic() < deadline
+        shell._follow()
+    finally:
+        may_hear.set()
+    assert len(run.to_the_end().outcomes()) == 3  # the first message was a turn
 
 
 def test_what_one_leaves_in_its_folder_is_not_the_next_ones(

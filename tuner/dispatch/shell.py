@@ -14,6 +14,7 @@ checkpoint and written down what nobody has taken in.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -68,7 +69,7 @@ WITHOUT_DRIVER = float(os.environ.get("TUNER_WITHOUT_DRIVER", "60"))
 SAVING = 0.75  # the part of them after which the child is asked to save a checkpoint
 WRITING = 0.93  # the part of them after which it is ended, and its last words are written
 LOOK, SOON = 0.5, 0.1  # seconds between two looks at the memory and at the time without a driver
-FOLLOW, FOLLOWED = 2.0, 4096  # seconds between two looks at what rank 0 printed, and bytes told of it
+FOLLOW, FOLLOWED = 2.0, 4096  # seconds between looks at what rank 0 prints, and bytes told of it
 
 
 class StaleEpoch(RuntimeError):
@@ -275,6 +276,8 @@ class Shell:
             self._child = child
             self._began = time.monotonic()
             self._printed = ""
+            # in a series, once it is heard whose output it is
+            self._next_follow = self._began + FOLLOW if len(series) == 1 else math.inf
             self._kernel_kills = memory.kernel_kills()
         # Before the child is there: it may end before we hear that it began.
         self._reader = threading.Thread(target=self._read_child, args=(child,), daemon=True)
@@ -421,6 +424,7 @@ class Shell:
         if self._placed is None or self._placed.pid != turn.pid:
             self._placed = self._placed_in(turn.pid)
         self._began, self._printed = time.monotonic(), ""
+        self._next_follow = self._began + FOLLOW
         self._changed.notify_all()
         return replace(turn, process=self._placed.process)
 
@@ -545,13 +549,13 @@ class Shell:
         """Tell what the rank printed meanwhile; it keeps the pace of the drains."""
         now = time.monotonic()
         with self._changed:
-            running, child = not self._ended and self._place.rank == 0, self._child
-        if not running or now < self._next_follow:
-            return
-        self._next_follow = now + FOLLOW
+            running, assignment = not self._ended and self._place.rank == 0, self._assignment
+            if not running or now < self._next_follow:
+                return
+            self._next_follow = now + FOLLOW
         text = self._nursery.tail(FOLLOWED)
         with self._changed:
-            same = child is self._child and not self._finished
+            same = assignment is self._assignment and not self._finished
             if same and text != self._printed and len(self._outbox) < OUTBOX:
                 self._printed = text
                 self._say(Output(text=text))
