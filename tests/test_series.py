@@ -28,9 +28,10 @@ from tuner.processes import marked
 RUN = f"series-tests-{os.getpid()}"
 
 OBJECTIVES = """
-import atexit, ctypes, os, sys, threading, time
+import atexit, ctypes, os, sys, threading, time, warnings
 from pathlib import Path
 
+warnings.filterwarnings("ignore", "of no interest")
 calls = []
 
 def says(trial):
@@ -65,6 +66,17 @@ def changes_a_choice(trial):
     chosen = trial.suggest_categorical("layers", [[1], [2, 2]])
     trial.set_user_attr("chosen", list(chosen))
     chosen.append(99)
+    return 0.0
+
+def warns(trial):
+    warnings.warn("of no interest")
+    warnings.warn("of interest")
+    return 0.0
+
+def shows_a_bar(trial):
+    import optuna
+    inner = optuna.create_study()
+    inner.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1, show_progress_bar=True)
     return 0.0
 
 def fails_second(trial):
@@ -266,6 +278,18 @@ def test_a_choice_that_one_changes_is_not_the_next_ones(shell: Shell, file: Path
     heard = Run(shell, series(file, "changes_a_choice", 3, keep, params=drawn)).to_the_end()
     assert {outcome.reason for outcome in heard.outcomes()} == {Reason.COMPLETE}
     assert heard.attributes("chosen") == [[2, 2]] * 3
+
+
+def test_what_its_file_says_of_warnings_holds_for_each(shell: Shell, file: Path, keep: bool) -> None:
+    for outcome in Run(shell, series(file, "warns", 3, keep)).to_the_end().outcomes():
+        assert "of interest" in outcome.log_tail
+        assert "of no interest" not in outcome.log_tail
+
+
+def test_each_may_show_the_bar_of_a_study_of_its_own(shell: Shell, file: Path, keep: bool) -> None:
+    for outcome in Run(shell, series(file, "shows_a_bar", 2, keep)).to_the_end().outcomes():
+        assert outcome.reason is Reason.COMPLETE
+        assert "100%" in outcome.log_tail
 
 
 def test_what_one_leaves_beside_a_copy_of_the_drivers_folder_goes_to_the_folder_itself(

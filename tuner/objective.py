@@ -20,7 +20,6 @@ import inspect
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -357,17 +356,15 @@ def _import(name: str, file: str) -> ModuleType:
         return known
     _importing.append(file or name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            package, dot, _ = name.partition(".")
-            if file and not dot:  # whatever else has that name
-                return _import_file(name, file)
-            spec = importlib.util.find_spec(name) if package not in ("", "__main__") else None
-            if spec is not None and (not file or _same(spec.origin, file)):
-                return importlib.import_module(name)
-            if not file:
-                raise BadObjective(f"there is no module {name!r}; write FILE.py:NAME or package.module:NAME")
+        package, dot, _ = name.partition(".")
+        if file and not dot:  # whatever else has that name
             return _import_file(name, file)
+        spec = importlib.util.find_spec(name) if package not in ("", "__main__") else None
+        if spec is not None and (not file or _same(spec.origin, file)):
+            return importlib.import_module(name)
+        if not file:
+            raise BadObjective(f"there is no module {name!r}; write FILE.py:NAME or package.module:NAME")
+        return _import_file(name, file)
     except BadObjective:
         raise
     except BaseException as error:

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from storage import owner
 
 if TYPE_CHECKING:
@@ -26,6 +24,7 @@ __all__ = [
     "below",
     "die_with_parent",
     "is_gone",
+    "kill_below",
     "kill_tree",
     "marked",
     "ray_processes",
@@ -68,12 +67,12 @@ def ray_processes(folders: Iterable[str]) -> list[int]:
     """
     patterns = [f"{folder}/*" for folder in folders]
     found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error):
-            if Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"ray::"):
-                links = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{process.pid}/fd"))
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+                links = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd"))
                 if any(fnmatch.fnmatch(link, pattern) for link in links for pattern in patterns):
-                    found.append(process.pid)
+                    found.append(pid)
     return found
 
 
@@ -140,12 +139,19 @@ def are_ended(ranks: Iterable[RankInfo], seconds: float = 5.0) -> bool:
 
 def kill_tree(pid: int) -> None:
     """Kill a process and everything below it. The root is stopped first, so that it starts nothing more."""
-    with contextlib.suppress(psutil.Error, ProcessLookupError):
-        root = psutil.Process(pid)
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
-        below = root.children(recursive=True)
-        for process in [root, *below]:
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
+        kill_below(pid)
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_below(pid: int) -> None:
+    """Kill everything below a process that does not end meanwhile."""
+    import psutil  # not ahead: a process that ranks are forked from pays for what it holds with each
+
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
                 process.kill()
 
 

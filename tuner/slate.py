@@ -29,7 +29,6 @@ import signal
 import site
 import socket
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -348,10 +347,10 @@ def _is_made(name: str, module: Any) -> bool:
 
 
 def _installed() -> tuple[str, ...]:
-    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    library = os.path.dirname(os.__file__)
     here = Path(__file__).parents[1]
     ours = (str(here / "tuner"), str(here / "storage"))
-    return tuple(f"{folder}/" for folder in {*folders, *site.getsitepackages(), *ours} if folder)
+    return tuple(f"{folder}/" for folder in {library, *site.getsitepackages(), *ours})
 
 
 _INSTALLED = _installed()

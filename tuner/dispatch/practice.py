@@ -7,9 +7,12 @@ are which. A rank of a fresh process makes but one; what is learned before it is
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import random
 import socket
 import sys
+import threading
 
 from optuna.distributions import IntDistribution, distribution_to_json
 
@@ -54,10 +57,20 @@ def practise() -> None:
     try:
         with ours, contextlib.closing(PipeChannel(theirs)) as channel:  # all that is said fits into its pipe
             for _ in range(_TIMES):
+                _after_fork()
                 way = turns.begin(channel, 0, output, is_last=False)
                 worker.run(assignment, Place(), way, _objective)
     finally:
         os.close(output)
+
+
+def _after_fork() -> None:
+    """What Python's own library does in a process that was forked. It changes nothing where there is but one
+    thread.
+    """
+    random.seed()
+    for module, name in ((threading, "_after_fork"), (logging, "_after_at_fork_child_reinit_locks")):
+        getattr(module, name)()
 
 
 def _objective(trial: Trial) -> float:

@@ -33,15 +33,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
-
 from tuner import compiled, shared_folder
 from tuner.assignment import Assignment
 from tuner.channel import Channel, Place
 from tuner.dispatch import ahead, turns, working_folder
+from tuner.dispatch.deferral import defer
 from tuner.dispatch.pipe import PipeChannel
 from tuner.parting import flush_streams, forget_exits, wind_up
-from tuner.processes import become_subreaper, die_with_parent
+from tuner.processes import become_subreaper, die_with_parent, kill_below
 from tuner.seeds import seed_everything
 from tuner.slate import Slate, is_users_file
 
@@ -49,6 +48,7 @@ __all__ = ["main", "request"]
 
 _HEADER = struct.Struct("!I")
 _MAX_FDS = 4
+_DEFERRED = ("optuna.progress_bar",)  # it brings tqdm, asyncio and ssl: an eighth of all that is held
 _LATER = ("torch._dynamo",)  # what a process's first optimiser imports, 1.4 s: too long for the first rank
 _QUIET = 5.0  # seconds from a fork, after which its rank has made its own start
 _SPARE = 3  # cores that nobody uses, of which an import may have one
@@ -104,6 +104,9 @@ def main() -> None:
     if torches:
         preload = ["torch", *preload]
         later += _LATER if torches != {ahead.GROUPS} else ()
+    else:  # torch itself imports as much again, and more
+        for name in _DEFERRED:
+            defer(name)
     for name in preload:
         _import(name)
     compiled.remember(is_users_file)
@@ -420,9 +423,7 @@ def _end_children() -> None:
     """Kill every process below the zygote and wait for each: nothing of an attempt stays."""
     deadline = time.monotonic() + 20
     while _has_children() and time.monotonic() < deadline:
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        kill_below(os.getpid())
         time.sleep(0.002)  # a killed one may just have started another: look again
 
 
