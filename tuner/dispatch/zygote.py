@@ -301,6 +301,7 @@ class _Line:
 def _become_rank(parent: int, run: Callable[[], object]) -> None:
     """In the child: run the rank, and never return."""
     code = 1
+    gc.freeze()  # whoever looks at what there was before copies it, the collector as well as wind_up
     try:
         os.setsid()
         die_with_parent()
