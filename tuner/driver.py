@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import gc
 import json
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
@@ -31,6 +30,7 @@ from tuner.attempts import Attempts, Committed, Due, Running
 from tuner.commands import Commands
 from tuner.dispatch.base import Cluster, Executor
 from tuner.errors import BadInput, BadObjective, ClusterUnavailable, StudyHeld, StudyStopped
+from tuner.garbage import seldom_collected
 from tuner.job import Job, assignment, wanted
 from tuner.messages import (
     Ended,
@@ -63,21 +63,6 @@ LOGGED = 10  # failures of a class that are logged, each in a line
 
 
 _BROKEN = "ended by an error"
-
-
-@contextlib.contextmanager
-def _frozen() -> Iterator[None]:
-    """What is there now, for the most imported modules, is not looked through for garbage meanwhile: with
-    trials of milliseconds that is a tenth of what a driver does.
-    """
-    mine = not gc.get_freeze_count()
-    if mine:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if mine:
-            gc.unfreeze()
 
 
 class Driver:
@@ -164,7 +149,7 @@ class Driver:
                     self._open(epoch)
                     self._recover()
                     self._record({"stop_reason": None, "driving": self._driving()})
-                    stack.enter_context(_frozen())
+                    stack.enter_context(seldom_collected(alone=self._settings.executor != "inline"))
                     try:
                         self._loop()
                     except ClusterUnavailable as error:
