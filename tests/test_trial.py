@@ -215,7 +215,7 @@ def test_a_single_value_needs_no_question() -> None:
     assert channel.asked == []
 
 
-def test_another_rank_asks_but_records_nothing() -> None:
+def test_another_rank_asks_and_records_parameters_alone() -> None:
     channel = FakeChannel(Sample=0.25)
     trial = make(channel, rank=1, store=NoStore())
     assert trial.suggest_float("x", 0, 1) == 0.25
@@ -223,7 +223,9 @@ def test_another_rank_asks_but_records_nothing() -> None:
     trial.log({"loss": 1}, 0)
     trial.set_user_attr("k", 1)
     trial.set_constraint("c", 0)
-    assert channel.sent == []
+    (said,) = channel.sent  # the trial has run with it, also where rank 0 never comes to suggest it
+    assert isinstance(said, Param)
+    assert (said.name, said.value) == ("x", 0.25)
     assert (trial.params, trial.user_attrs, trial.constraints) == ({"x": 0.25}, {"k": 1}, {"c": 0})
 
 

@@ -36,16 +36,17 @@ _MEMBERS = (
 
 
 class RankStorage:
-    """The storage that Optuna's trial sees; on ranks other than 0 it is silent.
+    """The storage that Optuna's trial sees; on ranks other than 0 it is silent but for parameters.
 
     Args:
         trial: kept up to date by Optuna's trial itself.
-        channel: None on the silent ranks.
+        rank: 0 speaks for its trial.
     """
 
-    def __init__(self, trial: FrozenTrial, channel: Channel | None) -> None:
+    def __init__(self, trial: FrozenTrial, channel: Channel, rank: int) -> None:
         self._trial = trial
-        self._channel = channel
+        self._parameters = channel
+        self._channel = channel if rank == 0 else None
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """This rank's trial."""
@@ -60,11 +61,12 @@ class RankStorage:
         return self._trial.user_attrs
 
     def set_trial_param(self, trial_id: int, name: str, value: float, distribution: BaseDistribution) -> None:
-        """Send a parameter that was fixed here."""
-        if self._channel is not None:
-            self._channel.send(
-                Param(name=name, value=float(value), distribution=distribution_to_json(distribution))
-            )
+        """Send a parameter that was fixed or drawn here: rank 0 may never come to suggest it, and the trial
+        has run with it.
+        """
+        self._parameters.send(
+            Param(name=name, value=float(value), distribution=distribution_to_json(distribution))
+        )
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, value: float) -> None:
         """Send a report."""

@@ -80,7 +80,7 @@ class Trial(optuna.trial.Trial):
         self._asks_to_stop = False
         self._cached_frozen_trial = frozen_trial(assignment)
         self._trial_id = assignment.number
-        own = RankStorage(self._cached_frozen_trial, channel if place.rank == 0 else None)
+        own = RankStorage(self._cached_frozen_trial, channel, place.rank)
         self.storage = own  # type: ignore[assignment]
         self.study = RankStudy(assignment, channel, own)  # type: ignore[assignment]
         self._relative_params, self.relative_search_space = relative_draw(assignment)
