@@ -89,7 +89,7 @@ def next_step(study: StudyDetail) -> tuple[str, str]:
         return said, resume_command(study)
     if study.n_trials and done >= study.n_trials:
         return "To go on with a larger budget:", f"{resume_command(study)} --trials {done + _MORE}"
-    return "To go on, from the checkpoints of what was interrupted:", resume_command(study)
+    return "To go on, from the checkpoints of what was interrupted, if anything was:", resume_command(study)
 
 
 def resume_command(study: StudyDetail) -> str:

@@ -14,6 +14,7 @@ import pytest
 import tuner
 from storage import Database, exports
 from tests.test_exporters import run, states
+from tuner.errors import BadInput
 
 __all__ = ["states"]
 
@@ -174,3 +175,20 @@ def test_wandb_offline_has_a_run_for_each_finished_trial(wandb: Any, sqlite_url:
     before = {one: one.stat().st_mtime_ns for one in tmp_path.rglob("*.wandb")}
     tuner.exporters.export("s", "wandb", str(tmp_path), storage=sqlite_url)
     assert {one: one.stat().st_mtime_ns for one in tmp_path.rglob("*.wandb")} == before
+
+
+def test_what_a_service_takes_is_said(mlflow: Any, sqlite_url: str, tmp_path: Path) -> None:
+    run(sqlite_url, lambda trial: trial.suggest_float("x", 0, 1), 1)
+    with pytest.raises(BadInput, match=r"no tracking URI that MLflow takes .* give one such as sqlite:///"):
+        tuner.exporters.export("s", "mlflow", str(tmp_path / "folder"), storage=sqlite_url)
+
+
+def test_without_a_key_the_offline_way_is_named(
+    wandb: Any, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    run(sqlite_url, lambda trial: trial.suggest_float("x", 0, 1), 1)
+    with pytest.raises(BadInput, match=r"wandb login.*WANDB_MODE=offline"):
+        tuner.exporters.export("s", "wandb", str(tmp_path), storage=sqlite_url)

@@ -202,6 +202,16 @@ def question_of(messages: list[Message]) -> Question:
     return question
 
 
+def test_with_torch_a_zygote_ends_without_a_word(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = Shell(f"{RUN}-torch", cpus=1, hide_gpus=True, preload=("torch",))
+    try:
+        made.start([assignment(file, "reports")], Place())
+        assert until_ended(made).reason == Reason.COMPLETE
+    finally:
+        made.shutdown(1)
+    assert capfd.readouterr().err == ""  # torch's finalizers would complain in Python's own end
+
+
 def test_a_drain_repeats_what_is_not_acknowledged_and_forgets_what_is(shell: Shell, file: Path) -> None:
     shell.start([assignment(file, "reports")], Place())
     until_ended(shell)

@@ -61,7 +61,9 @@ def lines(said: Mapping[str, Any]) -> str:
         if loads
         else "the load is not known"
     )
-    rows = [f"On {machine.in_words(said['machine'])}; Optuna with `n_jobs=1`; medians; {load}:", ""]
+    here = machine.in_words(said["machine"])
+    medians = "medians, at the right of the ratio in each round"
+    rows = [f"On {here}; Optuna with `n_jobs=1`; {medians}; {load}:", ""]
     rows += [
         f"| work | {' | '.join(NAMES.values())} | reached, to reach |",
         "| --- |" + " --- |" * (len(NAMES) + 1),

@@ -71,8 +71,9 @@ QUICK = Sizes(
     judged=False,
 )
 
-_TRIVIAL = "trivial trials, 4 parameters, random sampler, durable, 2 slots"
-_SHARED, _FRESH = f"{_TRIVIAL}, processes kept", f"{_TRIVIAL}, a fresh process each"
+_TRIVIAL = "trivial trials, 4 parameters in a `space`, random sampler, durable, 2 slots"
+_SHARED = f'{_TRIVIAL}, processes kept (`isolation="shared"`)'
+_FRESH = f"{_TRIVIAL}, a fresh process each (the default)"
 _REPORTS, _QUESTIONS = "reports of a live trial, durable", "should_prune, exact, 2 trials at once"
 
 FIGURES = {

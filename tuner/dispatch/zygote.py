@@ -88,7 +88,16 @@ def request(
 
 
 def main() -> None:
-    """Serve one shell until it goes."""
+    """Serve one shell until it goes, and end with it."""
+    try:
+        _live()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)  # Python's own end would run what torch has registered, of which atexit knows no more
+
+
+def _live() -> None:
     if os.fork():
         # Ray kills the children of its workers when it ends these: the zygote must not be one,
         # or nobody is left to end what the rank had started.

@@ -22,6 +22,7 @@ from typing import Any
 import fsspec
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from storage.exports import ExportedStudy, ExportedTrial
 from storage.masking import mask_url
@@ -71,7 +72,7 @@ class MLflow(Exporter):
     def begin(self, study: ExportedStudy) -> None:
         self._study = study
         if self._client is None:
-            client = MlflowClient(tracking_uri=self._uri)
+            client = self._connected()
             self._experiment = self._experiment_of(client, study)
             self._key = study.uid or f"optuna:{study.name}"
             parent, self._runs = self._known(client)
@@ -116,6 +117,16 @@ class MLflow(Exporter):
         return self._client
 
     # ------------------------------------------------------------------ runs
+
+    def _connected(self) -> MlflowClient:
+        try:
+            return MlflowClient(tracking_uri=self._uri)
+        except MlflowException as error:
+            why = str(error).partition(". ")[0]
+            raise BadInput(
+                f"{self.where} is no tracking URI that MLflow takes ({why}); give one such as "
+                "sqlite:///mlflow.db or http://127.0.0.1:5000"
+            ) from None
 
     def _experiment_of(self, client: MlflowClient, study: ExportedStudy) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or study.name

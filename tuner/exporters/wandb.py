@@ -56,22 +56,31 @@ class Wandb(Exporter):
         for old in before:
             shutil.rmtree(old)
         self._used = True
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "tuner"),
-            dir=str(self._folder),
-            id=run_id,
-            name=f"{self._study.name} {trial.number}",
-            group=self._study.name[:128],
-            job_type="trial",
-            tags=[trial.state],
-            config={name: _value(one) for name, one in trial.params.items()},
-            reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True),
-        )
+        run = self._begun(run_id, trial)
         _fill(run, self._study, trial)
         place = Path(run.dir).parent
         run.finish(exit_code=1 if trial.state == "FAIL" else 0)
         (place / _MARK).write_text(digest)
+
+    def _begun(self, run_id: str, trial: ExportedTrial) -> wandb.Run:
+        try:
+            return wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "tuner"),
+                dir=str(self._folder),
+                id=run_id,
+                name=f"{self._study.name} {trial.number}",
+                group=self._study.name[:128],
+                job_type="trial",
+                tags=[trial.state],
+                config={name: _value(one) for name, one in trial.params.items()},
+                reinit="create_new",
+                settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True),
+            )
+        except wandb.errors.UsageError as error:
+            raise BadInput(
+                f"W&B takes no run: {str(error).partition(chr(10))[0]} To keep all in a folder instead, "
+                "set WANDB_MODE=offline"
+            ) from None
 
     def close(self) -> None:
         if self._used:
