@@ -32,7 +32,8 @@ def driven(made: Path) -> Iterator[storage.StudyRecord]:
 def test_stop_without_a_live_driver_says_so_and_leaves_no_command(run: Run, made: Path) -> None:
     code, _, err = run("stop", "two")
     assert code == 1
-    assert "nobody drives it" in err
+    assert "nobody drives it, and its" in err
+    assert "'tuner resume two --trials N' goes on" in err
     assert _waiting(made) == []
 
 
