@@ -157,6 +157,8 @@ class Driver:
                         self._settle()
                         if not self._interrupting:
                             raise
+                elif self._progress is None:
+                    log.warning("%s: %s; nothing is started", self._study.study_name, self._why())
                 reason = self._why()
                 self._record({"stop_reason": reason, "driving": None})
         finally:
