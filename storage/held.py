@@ -64,6 +64,7 @@ class AttemptRecord:
     attributes: str | None
     ranks: str | None
     provenance: str | None
+    epoch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

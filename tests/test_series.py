@@ -28,11 +28,14 @@ from tuner.processes import marked
 RUN = f"series-tests-{os.getpid()}"
 
 OBJECTIVES = """
-import atexit, ctypes, os, sys, threading, time, warnings
+import atexit, ctypes, logging.handlers, os, sys, threading, time, warnings, weakref
 from pathlib import Path
 
 warnings.filterwarnings("ignore", "of no interest")
 calls = []
+
+class Thing:
+    pass
 
 def says(trial):
     calls.append(trial.number)
@@ -59,6 +62,11 @@ def leaves_things_to_do(trial):
     detached[0].detach()
     threading.Timer(0.1, Path("thread.txt").write_text, [f"of {trial.number}"]).start()
     atexit.register(Path("at exit.txt").absolute().write_text, f"of {trial.number}")
+    atexit.finalized = Thing()  # on a module that stays
+    weakref.finalize(atexit.finalized, Path("finalized.txt").absolute().write_text, f"of {trial.number}")
+    atexit.handler = logging.handlers.MemoryHandler(100, target=logging.FileHandler("logged.txt"))
+    atexit.handler.target.terminator = ""
+    atexit.handler.emit(logging.makeLogRecord({"msg": f"of {trial.number}", "levelno": 20}))
     trial.set_user_attr("argv", sys.argv)
     return 0.0
 
@@ -74,7 +82,10 @@ def warns(trial):
     return 0.0
 
 def shows_a_bar(trial):
-    import optuna
+    import optuna.progress_bar
+    assert not [module for module in sys.modules.values() if hasattr(module, "no_such_thing")]
+    assert "tqdm" not in sys.modules  # so far
+    assert optuna.progress_bar._ProgressBar
     inner = optuna.create_study()
     inner.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1, show_progress_bar=True)
     return 0.0
@@ -263,11 +274,13 @@ def test_what_one_has_left_to_its_end_is_done(shell: Shell, file: Path, keep: bo
     folder = working_folder.folder_of(str(shell._folder), str(home))
     given = series(file, "leaves_things_to_do", 3, keep, folder=str(home))
     heard = Run(shell, given, Place(folder=folder)).to_the_end()
+    assert {outcome.message for outcome in heard.outcomes()} == {""}
     assert heard.attributes("argv") == [[str(file)]] * 3
-    names = {"held.txt", "cycle.txt", "thread.txt", "at exit.txt"}
-    if keep:
-        names.remove("at exit.txt")  # once the process ends, which other trials may use
-    left = {(path.parent.name, path.name): path.read_text() for path in home.rglob("*.txt")}
+    names = {"held.txt", "cycle.txt", "thread.txt"}
+    if not keep:  # else once the process ends, which other trials may use
+        names |= {"at exit.txt", "finalized.txt", "logged.txt"}
+    there = {(path.parent.name, path.name): path for path in home.rglob("*.txt")}
+    left = {place: path.read_text() for place, path in there.items() if place[1] in names}
     assert left == {(str(number), name): f"of {number}" for number in range(3) for name in names}
 
 

@@ -85,6 +85,7 @@ class Running:
         resume: the checkpoint that it started from, or None.
         ended: its outcome is recorded; its processes are still leaving.
         killed: its end was ordered.
+        refused: how it ends, whatever its own end says: the database could not hold what it had said.
         apart: its ranks do not save the same checkpoints, and a person was told.
     """
 
@@ -99,6 +100,7 @@ class Running:
     resume: Resume | None = None
     ended: bool = False
     killed: bool = False
+    refused: Outcome | None = None
     apart: bool = False
 
 

@@ -330,7 +330,7 @@ class Driver:
                     del self._running[running.number]
                     self._end(running, Outcome(reason=Reason.REFUSED, message=str(error)))
                 else:
-                    self._kill(running, Reason.REFUSED, str(error))
+                    self._refuse(running, error)
 
     def _obey(self) -> None:
         """The first signal lets running trials checkpoint and go, the second ends them."""
@@ -527,7 +527,7 @@ class Driver:
         try:
             self._handle(running, envelope)
         except storage.Refused as error:
-            self._kill(running, Reason.REFUSED, str(error))
+            self._refuse(running, error)
         except UpdateFinishedTrialError:
             self._held.finished_elsewhere.add(running.trial_id)
             self._drop_finished_elsewhere()
@@ -548,7 +548,7 @@ class Driver:
             case Ended() as end:
                 if end.outcome.reason in (Reason.COMPLETE, Reason.PRUNED):
                     self._pace.add(end.seconds)
-                self._end(running, end.outcome, end.may_live)
+                self._end(running, running.refused or end.outcome, end.may_live)
             case message:
                 if isinstance(message, Report | Reports):
                     running.reported = time.monotonic()
@@ -571,6 +571,11 @@ class Driver:
             self._due.append(result)
         elif result is not None:
             self._ending[running.trial_id] = running
+
+    def _refuse(self, running: Running, error: storage.Refused) -> None:
+        """The database cannot hold what an attempt has said: so it ends, also if it has just ended well."""
+        running.refused = running.refused or Outcome(reason=Reason.REFUSED, message=str(error))
+        self._kill(running, running.refused.reason, running.refused.message)
 
     def _refuse_end(self, running: Running, error: storage.Refused) -> None:
         """The database cannot hold what a trial ended with: it must not stay open for it."""

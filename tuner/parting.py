@@ -8,9 +8,11 @@ import atexit
 import contextlib
 import gc
 import io
+import logging
 import sys
 import threading
 import time
+import weakref
 
 __all__ = ["PARTING", "flush_files", "flush_streams", "forget_exits", "wind_up"]
 
@@ -21,10 +23,14 @@ _WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
 def forget_exits() -> None:
-    """Forget what was registered with ``atexit``, for processes that are forked from this one: as
-    :mod:`multiprocessing` does.
+    """Forget what was registered with ``atexit``, for processes that are forked from this one, as
+    :mod:`multiprocessing` does; but for what Python's own library registers once, for all that comes.
     """
+    for inherited in list(getattr(weakref.finalize, "_registry", ())):
+        inherited.atexit = False
     atexit._clear()
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    atexit.register(logging.shutdown)
 
 
 def wind_up() -> None:

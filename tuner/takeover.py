@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -34,6 +35,8 @@ from tuner.retry import PastAttempt
 from tuner.study import DrivenStudy
 
 __all__ = ["OUT_OF_REACH", "Recovered", "TakeOver"]
+
+log = logging.getLogger(__name__)
 
 OUT_OF_REACH = WITHOUT_DRIVER + 5.0
 """Seconds after which a group that no driver reaches has ended itself, with a margin."""
@@ -90,6 +93,13 @@ class TakeOver:
                 found.running.append(self._adopt(record, history, adopted[record.number]))
             else:
                 self._lose(record, history, found)
+        if waiting := [str(due.number) for due in found.due if due.lost is not None]:
+            log.warning(
+                "%s: trials %s may still run where nobody reaches them; they go on in %g s",
+                self._study.study_name,
+                ", ".join(waiting),
+                OUT_OF_REACH,
+            )
         if by_trial:
             detail = {"trials": len(by_trial), "adopted": len(found.running)}
             self._study.event("taken_over", detail)
@@ -123,10 +133,19 @@ class TakeOver:
             and assignment.objective.digest == self._digest
         )
 
-    def _is_swept(self, home: str) -> bool:
-        """Of a cluster that ends with its driver, nothing is left when that died on this host."""
-        before = self._held.lease.previous_owner
-        if not home.startswith("local/") or before is None or not owner.same_host(before):
+    def _is_swept(self, home: str, epoch: int) -> bool:
+        """Of a cluster that ends with its driver, nothing is left when that died on this host, or let go of
+        the study itself, as one does that a callback of the user's ended.
+
+        Args:
+            epoch: of the driver that wrote of the attempt last.
+        """
+        lease = self._held.lease
+        if not home.startswith("local/"):
+            return False
+        if (before := lease.previous_owner) is None:
+            return epoch == lease.epoch - 1  # one that held it later could not speak for the one before
+        if not owner.same_host(before):
             return False
         sweep(str(before["run"]))
         return True
@@ -159,7 +178,7 @@ class TakeOver:
             lost=record,
         )
         home = str(json.loads(record.provenance or "{}").get("cluster", ""))
-        if self._is_swept(home) or self._executor.is_gone(home, _ranks(record)):
+        if self._is_swept(home, record.epoch) or self._executor.is_gone(home, _ranks(record)):
             found.endings.append(self.ending(due))
             return
         detail = {"seconds": OUT_OF_REACH, "cluster": home}

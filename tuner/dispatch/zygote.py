@@ -168,6 +168,7 @@ def _import_later(names: list[str]) -> None:
             for name in names:
                 _import(name)
         names.clear()
+        forget_exits()
         gc.collect()
         gc.freeze()
 
