@@ -19,6 +19,7 @@ __all__ = ["PARTING", "flush_files", "flush_streams", "forget_exits", "wind_up"]
 PARTING = 0.5
 """Seconds for threads that are about to end."""
 
+_newest: list[object] = []  # the last handler of logging that a process inherits, if there is one
 _WRITERS = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
@@ -30,7 +31,7 @@ def forget_exits() -> None:
         inherited.atexit = False
     atexit._clear()
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
-    atexit.register(logging.shutdown)
+    _newest[:] = logging._handlerList[-1:]  # type: ignore[attr-defined]
 
 
 def wind_up() -> None:
@@ -44,6 +45,8 @@ def wind_up() -> None:
                 thread.join(max(0.0, deadline - time.monotonic()))
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
+        if logging._handlerList[-1:] != _newest:  # type: ignore[attr-defined]  # those before hold nothing back
+            logging.shutdown()
     flush_streams()
     flush_files()
 
