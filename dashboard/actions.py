@@ -89,7 +89,7 @@ def retry_all(study: StudyDetail, numbers: Sequence[int], key: str = "") -> None
     count = len(numbers)
     label = "Retry this trial…" if count == 1 else f"Retry all {count}…"
     if st.button(label, key=f"retry-all-{study.uid}-{key}", disabled=not count or not _may_act()):
-        _ask_retry(study.name, study.uid, tuple(numbers), driver.finished(study), study.n_trials, about)
+        _ask_retry(study.name, study.uid, tuple(numbers), study.finished, study.n_trials, about)
 
 
 # ---------------------------------------------------------------------- questions

@@ -17,7 +17,6 @@ from storage.views import StudyDetail, StudyRow
 __all__ = [
     "badge",
     "condition",
-    "finished",
     "is_driven",
     "is_kept",
     "next_step",
@@ -71,11 +70,6 @@ def is_driven(row: StudyRow) -> bool:
     return row.owner is not None and owners.alive(row.owner) is not False
 
 
-def finished(row: StudyRow) -> int:
-    """Trials that count against the budget."""
-    return sum(row.states.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
-
-
 def is_kept(study: StudyDetail) -> bool:
     """Whether the study can be resumed by its name: Tuner has run it, and kept with what settings."""
     return study.seed is not None and bool(study.settings)
@@ -83,7 +77,7 @@ def is_kept(study: StudyDetail) -> bool:
 
 def next_step(study: StudyDetail) -> tuple[str, str]:
     """How a study that nobody drives goes on: in words, and the command that does it."""
-    done = finished(study)
+    done = study.finished
     if not is_kept(study):
         said = "Tuner has not run it yet. To go on with it:" if study.states else "To start it:"
         return said, resume_command(study)

@@ -73,6 +73,11 @@ class StudyRow:
     stop_reason: str | None
     driving: Driving | None = None
 
+    @property
+    def finished(self) -> int:
+        """Trials that count against the budget."""
+        return sum(self.states.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyDetail(StudyRow):

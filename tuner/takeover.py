@@ -27,7 +27,7 @@ from tuner.dispatch.base import Adopted, Executor
 from tuner.dispatch.group import RankEnding, decide
 from tuner.dispatch.shell import WITHOUT_DRIVER
 from tuner.job import Job
-from tuner.messages import Finished, Message, Question, RankInfo, Saved
+from tuner.messages import Finished, Message, Param, Question, RankInfo, Saved
 from tuner.outcome import Outcome, Reason
 from tuner.processes import sweep
 from tuner.resources import alternatives
@@ -214,7 +214,7 @@ class TakeOver:
                 shard = Shard(rank=rank, path=message.path, digest=message.digest, size=message.size)
                 if checkpoint.verify(shard):
                     self._attempts.save(running, rank, message)
-            elif not isinstance(message, Question) and rank == 0:
+            elif isinstance(message, Param) or (rank == 0 and not isinstance(message, Question)):
                 self._study.apply(running.trial_id, running.attempt, message)
         except (storage.Refused, UpdateFinishedTrialError, TypeError, ValueError):
             return False

@@ -34,8 +34,7 @@ def best_by_time(history: History, direction: str) -> Best:
 
 def failed_share(study: StudyDetail) -> float:
     """The share of failed trials among those that ended; NaN where none did."""
-    ended = sum(study.states.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
-    return study.states.get("FAIL", 0) / ended if ended else math.nan
+    return study.states.get("FAIL", 0) / study.finished if study.finished else math.nan
 
 
 def setup(study: StudyDetail, space: Mapping[str, str]) -> dict[str, str]:

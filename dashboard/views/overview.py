@@ -27,7 +27,7 @@ def show() -> None:
     study = asked_study("Overview")
     if study is None:
         return
-    st.session_state[_DRAWN] = (study.name, driver.finished(study))
+    st.session_state[_DRAWN] = (study.name, study.finished)
     _counters(study.name)
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -54,7 +54,7 @@ def _counters(name: str) -> None:
     _numbers(study, found)
     st.html(marks.state_bar(study.states, study.n_trials))
     _condition(study, of_study)
-    drawn, finished = st.session_state.get(_DRAWN, (name, 0)), driver.finished(study)
+    drawn, finished = st.session_state.get(_DRAWN, (name, 0)), study.finished
     if drawn[0] == name and finished > drawn[1]:  # the charts below stay as they are until they are asked
         more = finished - drawn[1]
         if st.button(
@@ -64,7 +64,7 @@ def _counters(name: str) -> None:
 
 
 def _numbers(study: StudyDetail, found: Progress) -> None:
-    done, states = driver.finished(study), study.states
+    done, states = study.finished, study.states
     waiting = found.claimed + found.retrying
     is_driven = driver.condition(study) in ("running", "elsewhere")
     now = driver.now()

@@ -108,7 +108,7 @@ def _card(one: Listed) -> None:
                 st.markdown(" ".join([driver.badge(row), *flags]), width="content")
         with middle:
             st.html(marks.state_bar(row.states, row.n_trials))
-            done = driver.finished(row)
+            done = row.finished
             of = f"{done} of {row.n_trials} trials" if row.n_trials else f"{done} trials finished"
             st.markdown(f"{of} {badges(row.states)}")
         with right:

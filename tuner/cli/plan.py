@@ -63,8 +63,7 @@ class _Plan:
     @property
     def done(self) -> int:
         """Trials of the budget that have finished already."""
-        states = self.study.states if self.study else {}
-        return sum(states.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
+        return self.study.finished if self.study else 0
 
 
 def print_plan(

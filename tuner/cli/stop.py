@@ -50,8 +50,7 @@ def stop(name: str, trial: int | None, now: bool, storage: str | None, as_json: 
         if state in ("none", "gone"):
             why = "nobody drives it" if state == "none" else "its driver is gone"
             more = command("resume", name, storage)
-            done = sum(study.states.get(state, 0) for state in ("COMPLETE", "PRUNED", "FAIL"))
-            if study.n_trials and done >= study.n_trials:
+            if study.n_trials and study.finished >= study.n_trials:
                 why, more = f"{why}, and its {study.n_trials} trials are done", f"{more} --trials N"
             raise StudyStopped(f"study {name!r} is not running: {why}; {more!r} goes on")
         verb, arguments = ("stop", {"now": now}) if trial is None else ("stop_trial", {"number": trial})

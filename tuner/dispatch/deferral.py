@@ -77,6 +77,7 @@ class _Waiting:
         self.code = code
         self.names = frozenset(code.co_names)  # all that its top level can set
         self.lock = threading.RLock()
+        self.has_begun = False
 
 
 _WAITING = "__deferred__"
@@ -98,7 +99,14 @@ class _Deferred(ModuleType):
 
 
 def _run(module: ModuleType, waiting: _Waiting) -> None:
-    with waiting.lock:
-        if vars(module).pop(_WAITING, None) is not None:
+    with waiting.lock:  # another thread waits for the end
+        if waiting.has_begun:
+            return
+        waiting.has_begun = True
+        try:
             exec(waiting.code, vars(module))  # noqa: S102 - as importlib does
-            object.__setattr__(module, "__class__", ModuleType)
+        except BaseException:
+            waiting.has_begun = False  # who asks next hears why, too
+            raise
+        del vars(module)[_WAITING]
+        object.__setattr__(module, "__class__", ModuleType)

@@ -70,7 +70,11 @@ def _after_fork() -> None:
     """
     random.seed()
     for module, name in ((threading, "_after_fork"), (logging, "_after_at_fork_child_reinit_locks")):
-        getattr(module, name)()
+        getattr(module, name, _nothing)()
+
+
+def _nothing() -> None:
+    """For a Python whose library does it elsewhere."""
 
 
 def _objective(trial: Trial) -> float:
