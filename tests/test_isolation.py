@@ -401,6 +401,29 @@ def test_what_a_trial_prints_is_caught_by_descriptor_and_bounded(
     assert tail.endswith(outcome.log_tail)
 
 
+def test_what_is_printed_while_the_output_is_cut_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nursery, "MOST", 2**20)
+    made = object.__new__(nursery.Nursery)
+    made._log = tmp_path / "output.log"
+    made._log.write_bytes(b"x" * 2**20 + b"\n")
+    look, late = os.fstat, [b"last words\n"]
+
+    def look_and_print(descriptor: int) -> os.stat_result:
+        found = look(descriptor)
+        if late:
+            with made._log.open("ab") as file:
+                file.write(late.pop())
+        return found
+
+    monkeypatch.setattr(os, "fstat", look_and_print)
+    made.trim()
+    left = made._log.read_text()
+    assert left.startswith("[1,032,204 bytes of output before this were cut]\n")
+    assert left.endswith("x\nlast words\n")
+
+
 def _within(seconds: float, condition: Callable[[], bool]) -> bool:
     event = threading.Event()
     for _ in range(int(seconds / 0.02)):

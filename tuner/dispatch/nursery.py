@@ -25,6 +25,7 @@ from tuner.processes import sweep
 __all__ = ["Nursery", "hang_up"]
 
 MOST = 16 * 2**20  # bytes of output that a rank's file holds; then only the last of it stays
+_LOOKS = 10  # at output that grows meanwhile, before it is cut where it is
 FORK = 100.0  # seconds that a zygote may take for its imports and the first fork
 
 
@@ -194,12 +195,21 @@ class Nursery:
     def trim(self) -> None:
         """Cut a rank's output where it is longer than :data:`MOST`: of it all, only the end stays."""
         with contextlib.suppress(OSError):
-            size = os.stat(self._log).st_size
-            if size > MOST:
-                tail = self.tail()
-                os.truncate(self._log, 0)
-                with open(self._log, "a", errors="replace") as log:
-                    log.write(f"[{size - len(tail):,} bytes of output before this were cut]\n{tail}")
+            if os.stat(self._log).st_size <= MOST:
+                return
+            with open(self._log, "r+b", buffering=0) as log:
+                for _ in range(_LOOKS):  # what is printed between the look and the cut would be lost
+                    size = os.fstat(log.fileno()).st_size
+                    log.seek(max(0, size - TAIL))
+                    tail = log.read(TAIL)
+                    if os.fstat(log.fileno()).st_size == size:
+                        break
+                os.ftruncate(log.fileno(), 0)
+            with open(self._log, "ab") as log:
+                log.write(
+                    b"[%s bytes of output before this were cut]\n%b"
+                    % (f"{size - len(tail):,}".encode(), tail)
+                )
 
     def look_around(self) -> int:
         """Remember what is below the zygote, in case that it is lost: it alone finds what has left the
