@@ -200,16 +200,12 @@ class Nursery:
             with open(self._log, "r+b", buffering=0) as log:
                 for _ in range(_LOOKS):  # what is printed between the look and the cut would be lost
                     size = os.fstat(log.fileno()).st_size
-                    log.seek(max(0, size - TAIL))
-                    tail = log.read(TAIL)
+                    tail = os.pread(log.fileno(), TAIL, size - TAIL)
+                    kept = f"[{size - len(tail):,} bytes of output before this were cut]\n".encode() + tail
+                    os.pwrite(log.fileno(), kept, 0)  # before the cut: whoever prints appends
                     if os.fstat(log.fileno()).st_size == size:
                         break
-                os.ftruncate(log.fileno(), 0)
-            with open(self._log, "ab") as log:
-                log.write(
-                    b"[%s bytes of output before this were cut]\n%b"
-                    % (f"{size - len(tail):,}".encode(), tail)
-                )
+                os.ftruncate(log.fileno(), len(kept))
 
     def look_around(self) -> int:
         """Remember what is below the zygote, in case that it is lost: it alone finds what has left the
